@@ -1,0 +1,206 @@
+"""Data sets as tensors, and their split into train, validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netprune.errors import InputError
+from netprune.image_folder import LabelledImages, read_image_folder
+
+SPLIT_SEED = 0
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PROBE_SECONDS = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Images and their classes."""
+
+    images: Tensor
+    """uint8, `(N, 3, H, W)`, RGB."""
+    labels: Tensor
+    """int64, `(N,)`, in `[0, classes)`."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Split:
+        """The same split on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """Three disjoint splits and what a network needs to know about their pixels."""
+
+    name: str
+    """As the user gave it: `cifar10`, `digits` or a path."""
+    train: Split
+    val: Split
+    test: Split
+    """Read once, at the end, for the report."""
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float] = CIFAR10_MEAN
+    """Per channel, of pixels in [0, 1]."""
+    std: tuple[float, float, float] = CIFAR10_STD
+    """Per channel, of pixels in [0, 1]."""
+    flip: bool = True
+    """Whether a mirrored image is still of its class (a mirrored digit is not)."""
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same data set with every split on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
+        return Dataset(name=self.name, classes=self.classes, mean=self.mean, std=self.std, flip=self.flip, **moved)
+
+    def val_digest(self) -> str:
+        """SHA-256 (hex) of the validation images and labels: what a scan was measured on."""
+        sha = hashlib.sha256(repr((self.mean, self.std)).encode())
+        for tensor in (self.val.images, self.val.labels):
+            sha.update(tensor.cpu().numpy().tobytes())
+        return sha.hexdigest()
+
+
+def split_indices(count: int, *fractions: float) -> list[Tensor]:
+    """Disjoint random index sets, the same on every machine.
+
+    The permutation is `torch.randperm(count)` from a generator seeded with 0; each fraction takes its share from
+    the front in turn, and what is left comes last. `split_indices(50_000, 0.1)` is the validation and training
+    split of every checkpoint of this project.
+
+    Args:
+        count: how many images there are.
+        fractions: shares of `count`, in [0, 1), together below 1.
+
+    Returns:
+        One int64 tensor a fraction, then the rest.
+
+    >>> [len(part) for part in split_indices(50_000, 0.1)]
+    [5000, 45000]
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED))
+    sizes = [int(count * fraction) for fraction in fractions]
+    return list(torch.split(order, [*sizes, count - sum(sizes)]))
+
+
+def load_dataset(name: str, data_dir: str | Path) -> Dataset:
+    """Load a data set by name, or an image folder by its path.
+
+    Args:
+        name: `digits` (scikit-learn's 1,797 handwritten digits, embedded, as 32×32 RGB), `cifar10` (downloaded into
+            `data_dir` at first use), or a folder with `train/<class>/…` images and an optional `test/<class>/…`.
+        data_dir: where CIFAR-10 and the decoded tensors of image folders are kept.
+
+    Raises:
+        InputError: for an unknown name, a data set that is absent and cannot be downloaded, or a folder that is
+            empty, of one class, or holds a corrupt image.
+    """
+    if name in DATASETS:
+        return DATASETS[name](Path(data_dir).expanduser())
+    if Path(name).expanduser().is_dir():
+        return _image_folder(Path(name).expanduser(), Path(data_dir).expanduser())
+    raise InputError(
+        f"unknown data set {name!r}: choose one of {', '.join(sorted(DATASETS))}, or the path of a folder with "
+        f"train/<class>/… images."
+    )
+
+
+def _held_out(
+    name: str, pool: Split, val: float, test: float, *, classes: tuple[str, ...], flip: bool = True
+) -> Dataset:
+    parts = [Split(pool.images[index], pool.labels[index]) for index in split_indices(len(pool), val, test)]
+    return Dataset(name=name, val=parts[0], test=parts[1], train=parts[2], classes=classes, flip=flip)
+
+
+def _digits(_: Path) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    # 8×8 in 0…16 → 32×32 in 0…255: each pixel becomes a 4×4 square, so that Net10 sees the size it was drawn for
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+    images = torch.from_numpy(grey).unsqueeze(1).expand(-1, 3, -1, -1).contiguous()
+    pool = Split(images, torch.from_numpy(bunch.target).long())
+    # a fifth each: with a tenth, one digit more or less would already be 0.6 points
+    return _held_out("digits", pool, 0.2, 0.2, classes=tuple(str(digit) for digit in range(10)), flip=False)
+
+
+def _cifar10(data_dir: Path) -> Dataset:
+    import torchvision
+
+    folder = torchvision.datasets.CIFAR10
+    try:
+        train, test = (folder(data_dir, train=part) for part in (True, False))
+    except RuntimeError:  # torchvision: "Dataset not found or corrupted"
+        _download_cifar10(data_dir)
+        train, test = (folder(data_dir, train=part) for part in (True, False))
+    pool, held = (
+        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in (train, test)
+    )
+    val, rest = split_indices(len(pool), 0.1)
+    return Dataset(
+        name="cifar10",
+        train=Split(pool.images[rest], pool.labels[rest]),
+        val=Split(pool.images[val], pool.labels[val]),
+        test=held,
+        classes=CIFAR10_CLASSES,
+    )
+
+
+def _download_cifar10(data_dir: Path) -> None:
+    import torchvision
+
+    mend = "take dataset=digits, which is built in, or name the folder that holds cifar-10-batches-py with data_dir"
+    # torchvision waits without limit for a host that does not answer, and a name look-up heeds no socket timeout
+    pool = ThreadPoolExecutor(max_workers=1)
+    probe = pool.submit(urllib.request.urlopen, torchvision.datasets.CIFAR10.url, timeout=PROBE_SECONDS)
+    try:
+        probe.result(timeout=PROBE_SECONDS).close()
+        data_dir.mkdir(parents=True, exist_ok=True)
+        torchvision.datasets.CIFAR10(data_dir, train=True, download=True)
+    except (FutureTimeout, urllib.error.URLError, OSError, RuntimeError) as error:
+        reason = "no answer" if isinstance(error, FutureTimeout) else str(error)
+        raise InputError(f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): {mend}.") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _image_folder(folder: Path, data_dir: Path) -> Dataset:
+    name = os.fspath(folder.resolve())
+    if not (folder / "train").is_dir():
+        raise InputError(f"{folder} has no train/ folder: put the images under {folder}/train/<class>/.")
+    found = read_image_folder(folder / "train", data_dir)
+    pool, classes = _as_split(found), found.classes
+    if not (folder / "test").is_dir():
+        return _held_out(name, pool, 0.1, 0.1, classes=classes)
+    test = read_image_folder(folder / "test", data_dir)
+    if test.classes != classes:
+        only = sorted(set(test.classes) ^ set(classes))
+        raise InputError(f"{folder}/train and {folder}/test hold different classes: {', '.join(only)} is in one only.")
+    val, rest = split_indices(len(pool), 0.1)
+    return Dataset(
+        name=name,
+        train=Split(pool.images[rest], pool.labels[rest]),
+        val=Split(pool.images[val], pool.labels[val]),
+        test=_as_split(test),
+        classes=classes,
+    )
+
+
+def _as_split(found: LabelledImages) -> Split:
+    return Split(found.images, found.labels)
+
+
+DATASETS: dict[str, Callable[[Path], Dataset]] = {"cifar10": _cifar10, "digits": _digits}

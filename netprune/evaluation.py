@@ -1,0 +1,81 @@
+"""How good a network is: loss and accuracy, each with its standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from netprune.data import Dataset, Split
+from netprune.loader import eval_batches
+
+EVAL_BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Means over a split, with the standard errors that its size leaves."""
+
+    loss: float
+    """Mean cross-entropy, in nats."""
+    loss_se: float
+    accuracy: float
+    """Fraction of images classified right, in [0, 1]."""
+    accuracy_se: float
+    """Binomial: √(p(1 − p)/n)."""
+    count: int
+    """Images evaluated."""
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode, and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def image_losses(model: nn.Module, split: Split, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each image, float32 `(N,)`, and whether it is classified right, bool `(N,)`.
+
+    Batches are of a fixed size, so the same network and split give the same bits every time on one device.
+    """
+    losses, right = [], []
+    with eval_mode(model):
+        for images, labels in eval_batches(split, dataset, EVAL_BATCH):
+            logits = model(images)
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            right.append(logits.argmax(1) == labels)
+    return torch.cat(losses), torch.cat(right)
+
+
+def evaluate(model: nn.Module, split: Split, dataset: Dataset) -> Evaluation:
+    """Loss and accuracy of `model` on one split of `dataset`, in eval mode; the model's own mode is kept."""
+    return summarise(*image_losses(model, split, dataset))
+
+
+def summarise(losses: Tensor, right: Tensor) -> Evaluation:
+    """Per-image losses and hits, both `(N,)` → means and standard errors."""
+    count = len(losses)
+    accuracy = right.double().mean().item()
+    return Evaluation(
+        loss=losses.double().mean().item(),
+        loss_se=standard_error(losses),
+        accuracy=accuracy,
+        accuracy_se=(accuracy * (1 - accuracy) / count) ** 0.5,
+        count=count,
+    )
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of `values` `(N,)`; 0 for a single value."""
+    return values.double().std(correction=1).item() / len(values) ** 0.5 if len(values) > 1 else 0.0

@@ -1,0 +1,78 @@
+"""A sparsity for each layer → exact masks; and holding a network to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from netprune.errors import InputError
+from netprune.models import prunable_weights
+from netprune.saliency import Saliency, magnitude
+
+Sparsity = Mapping[str, float]
+"""Weight name (`conv1.0.weight`) → fraction pruned, in [0, 1)."""
+Masks = Mapping[str, Tensor]
+"""Weight name → bool tensor of the weight's shape; True = kept."""
+
+
+def check_sparsity(sparsity: Sparsity, model: nn.Module) -> None:
+    """Refuse a sparsity that names an unknown layer or lies outside [0, 1).
+
+    Raises:
+        InputError: naming the layer and the value.
+    """
+    known = prunable_weights(model)
+    for name, value in sparsity.items():
+        if name not in known:
+            raise InputError(f"no prunable weight is called {name!r}: choose from {', '.join(known)}.")
+        if not 0 <= value < 1:  # NaN fails this too
+            raise InputError(f"the sparsity of {name} is {value}; it must be at least 0 and below 1.")
+
+
+def keep_mask(scores: Tensor, sparsity: float) -> Tensor:
+    """Keep all but the `round(sparsity · n)` lowest scores: that many exactly, ties broken by index (first goes first).
+
+    Args:
+        scores: any shape, no NaN.
+        sparsity: fraction to prune, in [0, 1]; 1 prunes everything.
+
+    Returns:
+        bool, the shape of `scores`; True = kept.
+
+    >>> keep_mask(torch.zeros(10), 0.3).tolist()
+    [False, False, False, True, True, True, True, True, True, True]
+    """
+    count = round(sparsity * scores.numel())
+    mask = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
+    # a threshold on the sorted scores would take every tie along; a stable sort takes exactly `count`
+    mask[torch.sort(scores.flatten(), stable=True).indices[:count]] = False
+    return mask.view(scores.shape)
+
+
+@torch.no_grad()
+def make_masks(model: nn.Module, sparsity: Sparsity, saliency: Saliency = magnitude) -> dict[str, Tensor]:
+    """One mask for each layer that `sparsity` names, least salient weights first.
+
+    Raises:
+        InputError: for an unknown layer or a sparsity outside [0, 1).
+    """
+    check_sparsity(sparsity, model)
+    weights = prunable_weights(model)
+    return {name: keep_mask(saliency(weights[name]), value) for name, value in sparsity.items()}
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Masks) -> None:
+    """Set every weight that is not kept to zero, in place."""
+    weights = prunable_weights(model)
+    for name, mask in masks.items():
+        # masked_fill, not a product: a product leaves -0.0, and keeps NaN
+        weights[name].masked_fill_(~mask, 0.0)
+
+
+@torch.no_grad()
+def measured_sparsity(model: nn.Module) -> dict[str, float]:
+    """Weight name → fraction of its values that are zero now."""
+    return {name: 1 - int(w.count_nonzero()) / w.numel() for name, w in prunable_weights(model).items()}

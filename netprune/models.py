@@ -1,0 +1,195 @@
+"""Net10 and VGG16: building them by name, and loading weights into them."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from netprune.errors import InputError
+
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """How to build a network from nothing.
+
+    Raises:
+        InputError: for an unknown name, a width below 1, or fewer than two classes.
+    """
+
+    name: str
+    """`net10` or `vgg16`."""
+    num_classes: int
+    """Outputs of the last layer, at least 2."""
+    width: int = 128
+    """Channels of Net10's first convolution; the others scale with it. VGG16 has no width and ignores it."""
+
+    def __post_init__(self) -> None:
+        if self.name not in MODELS:
+            raise InputError(f"unknown model {self.name!r}: choose one of {', '.join(sorted(MODELS))}.")
+        if self.width < 1:
+            raise InputError(f"width is {self.width}; it must be at least 1.")
+        if self.num_classes < 2:
+            raise InputError(f"a classifier needs at least 2 classes, got {self.num_classes}.")
+
+
+def _block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+class Net10(nn.Module):
+    """The source document's residual network of eight convolutions and two linear layers.
+
+    Input `(N, 3, 32, 32)`, normalised; output `(N, num_classes)` logits. At width 128 and 10 classes it has
+    26,793,994 parameters. Parameter names are the document's (`res1.0.0.weight`, `classifier.3.weight`).
+    """
+
+    def __init__(self, num_classes: int = 10, width: int = 128) -> None:
+        super().__init__()
+        w = width
+        self.conv1 = _block(3, w)
+        self.conv2 = _block(w, 2 * w, pool=True)
+        self.res1 = nn.Sequential(_block(2 * w, 2 * w), _block(2 * w, 2 * w))
+        self.conv3 = _block(2 * w, 4 * w, pool=True)
+        self.conv4 = _block(4 * w, 8 * w, pool=True)
+        self.res2 = nn.Sequential(_block(8 * w, 8 * w), _block(8 * w, 8 * w))
+        self.classifier = nn.Sequential(
+            nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8 * w, 4 * w), nn.Linear(4 * w, num_classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv2(self.conv1(images))
+        x = self.res1(x) + x
+        x = self.conv4(self.conv3(x))
+        x = self.res2(x) + x
+        logits: Tensor = self.classifier(x)
+        return logits
+
+
+def _net10(architecture: Architecture) -> nn.Module:
+    return Net10(architecture.num_classes, architecture.width)
+
+
+def _vgg16(architecture: Architecture) -> nn.Module:
+    # imported here: loading a packed Net10 should not need torchvision
+    from torchvision.models import vgg16
+
+    model: nn.Module = vgg16(weights=None, num_classes=architecture.num_classes)
+    return model
+
+
+MODELS = {"net10": _net10, "vgg16": _vgg16}
+
+
+def build_model(architecture: Architecture, seed: int = 0) -> nn.Module:
+    """A freshly initialised network in train mode, on the CPU; the same for the same seed.
+
+    Torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MODELS[architecture.name](architecture)
+
+
+def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weight tensors that pruning may touch: of convolutions and linear layers, in the model's order.
+
+    Biases and normalisation parameters are too few to be worth a position each, and are left alone.
+    """
+    return {
+        f"{name}.weight" if name else "weight": module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 (hex) of every tensor's name, shape, type and bytes: equal digests, equal networks."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        sha.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a plain state dict that `torch.save` wrote. Nothing in the file is executed.
+
+    Raises:
+        InputError: if the file is absent, is not a torch file, or holds something else than named tensors.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"weights file {path} does not exist.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a readable state dict (torch.save(model.state_dict(), …)): {first}") from None
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()) or not loaded:
+        raise InputError(
+            f"{path} does not hold a plain state dict: save one with torch.save(model.state_dict(), path)."
+        )
+    return {str(name): tensor for name, tensor in loaded.items()}
+
+
+def load_weights(model: nn.Module, state: StateDict, *, adapt_head: bool = False) -> list[str]:
+    """Load `state` into `model` in place, all or nothing.
+
+    Args:
+        model: the network to fill.
+        state: name → tensor, as `model.state_dict()` gives.
+        adapt_head: keep the model's own fresh last layer where its number of classes differs, and load the rest.
+
+    Returns:
+        The names of the tensors that were left as they are (the head's, or none).
+
+    Raises:
+        InputError: for missing or unexpected names, or shapes that differ; it names the layer and both shapes.
+    """
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise InputError(_names_message(missing, unexpected))
+    differing = [name for name in own if own[name].shape != state[name].shape]
+    head = list(prunable_weights(model))[-1].removesuffix("weight")
+    fatal = [name for name in differing if not (name.startswith(head) and _differs_in_classes(own, state, name))]
+    if fatal:
+        name = fatal[0]
+        raise InputError(
+            f"the weights do not fit: {name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} "
+            f"in the network; check model and width."
+        )
+    if differing and not adapt_head:
+        name = differing[0]
+        raise InputError(
+            f"the head has another number of classes: {name} is {tuple(state[name].shape)} in the file and "
+            f"{tuple(own[name].shape)} in the network; --adapt-head replaces the head and loads the rest."
+        )
+    model.load_state_dict({name: own[name] if name in differing else state[name] for name in own})
+    return differing
+
+
+def _differs_in_classes(own: StateDict, state: StateDict, name: str) -> bool:
+    return own[name].dim() == state[name].dim() and own[name].shape[1:] == state[name].shape[1:]
+
+
+def _names_message(missing: list[str], unexpected: list[str]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unknown ({', '.join(unexpected[:3])}{', …' if len(unexpected) > 3 else ''})")
+    return f"the weights are of another network: tensors {' and '.join(parts)}; check model and width."

@@ -1,0 +1,191 @@
+"""The training loop, for a dense network and for finetuning a pruned one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from netprune.data import Dataset
+from netprune.errors import DivergedError, InputError
+from netprune.evaluation import Evaluation, evaluate
+from netprune.loader import steps_per_epoch, train_batches
+from netprune.masks import Masks, apply_masks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """The source document's recipe: Adam, one cycle, clipped gradients. The defaults are its figures.
+
+    Raises:
+        InputError: naming the option and its range.
+    """
+
+    epochs: int = 20
+    """Passes over the training split, at least 1."""
+    batch_size: int = 256
+    """Images a step, at least 2 (batch normalisation needs two)."""
+    max_lr: float = 0.01
+    """Peak of the one-cycle learning rate, above 0."""
+    weight_decay: float = 1e-4
+    """Added to the gradient as a multiple of the weight (Adam's L2 form), at least 0."""
+    grad_clip: float = 0.1
+    """Each gradient value is clipped to ± this, above 0."""
+    seed: int = 0
+    """Order, crops, flips and dropout."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "max_lr": (0 < self.max_lr < math.inf, "above 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
+            "grad_clip": (self.grad_clip > 0, "above 0"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochResult:
+    """What one epoch gave."""
+
+    epoch: int
+    """From 1."""
+    train_loss: float
+    """Mean over the epoch's steps, augmented images, in nats."""
+    val: Evaluation
+    learning_rate: float
+    """At the epoch's end."""
+    seconds: float
+    """Training alone, without validation."""
+
+
+Snapshot = dict[str, Any]
+"""All that `train` needs to go on: tensors, numbers and lists only, so `torch.load(weights_only=True)` reads it."""
+OnEpoch = Callable[[EpochResult, Callable[[], Snapshot]], None]
+"""Called after each epoch's validation; the second argument makes a snapshot when it is asked to."""
+OnStep = Callable[[int, int], None]
+"""Called after each step with the steps done and the steps in all."""
+
+
+def train(
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    masks: Masks | None = None,
+    on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
+    resume: Mapping[str, Any] | None = None,
+) -> list[EpochResult]:
+    """Train `model` in place, on the device that holds it and `dataset`.
+
+    Args:
+        model: left in the state of the last epoch, in train mode.
+        dataset: its training split is learned, its validation split evaluated after each epoch.
+        config: the recipe.
+        masks: weights outside them are held at zero after every step, so the sparsity stays exact.
+        on_epoch: see `OnEpoch`.
+        on_step: see `OnStep`.
+        resume: a snapshot of an earlier `train` with the same arguments; the result equals the uninterrupted one's.
+
+    Returns:
+        One result an epoch, those before the snapshot not included.
+
+    Raises:
+        DivergedError: if the loss becomes infinite or not a number.
+        InputError: if there are fewer than two training images.
+    """
+    if len(dataset.train) < 2:
+        raise InputError(f"{dataset.name} has {len(dataset.train)} training images; training needs at least 2.")
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        loop = _Loop(model, dataset, config, masks or {})
+        if resume is not None:
+            loop.restore(resume)
+        results = []
+        while loop.epochs_done < config.epochs:
+            results.append(loop.epoch(on_step))
+            if on_epoch is not None:
+                on_epoch(results[-1], loop.snapshot)
+    return results
+
+
+class _Loop:
+    """The moving parts of one training."""
+
+    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, masks: Masks) -> None:
+        self.model, self.dataset, self.config, self.masks = model, dataset, config, masks
+        self.epochs_done = 0
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay)
+        self.steps = steps_per_epoch(len(dataset.train), config.batch_size)
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=config.max_lr, epochs=config.epochs, steps_per_epoch=self.steps
+        )
+
+    def epoch(self, on_step: OnStep | None) -> EpochResult:
+        start = time.perf_counter()
+        self.model.train()
+        total = torch.zeros((), device=next(self.model.parameters()).device)
+        batches = train_batches(self.dataset, self.config.batch_size, self.generator)
+        for step, (images, labels) in enumerate(batches, start=1):
+            loss = F.cross_entropy(self.model(images), labels)
+            self._step(loss)
+            total += loss.detach()
+            if on_step is not None:
+                on_step(self.epochs_done * self.steps + step, self.config.epochs * self.steps)
+        train_loss = total.item() / self.steps
+        self.epochs_done += 1
+        if not math.isfinite(train_loss):
+            raise DivergedError(
+                f"training diverged in epoch {self.epochs_done} (its loss is {train_loss}): lower max_lr, "
+                f"which is {self.config.max_lr}."
+            )
+        seconds = time.perf_counter() - start
+        return EpochResult(
+            epoch=self.epochs_done,
+            train_loss=train_loss,
+            val=evaluate(self.model, self.dataset.val, self.dataset),
+            learning_rate=float(self.scheduler.get_last_lr()[0]),
+            seconds=seconds,
+        )
+
+    def _step(self, loss: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_value_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        apply_masks(self.model, self.masks)
+        self.scheduler.step()
+
+    def snapshot(self) -> Snapshot:
+        device = next(self.model.parameters()).device
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epochs_done": self.epochs_done,
+            "order_state": self.generator.get_state(),
+            "torch_state": torch.get_rng_state(),
+            "cuda_state": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(snapshot["model"])
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+        self.scheduler.load_state_dict(snapshot["scheduler"])
+        self.epochs_done = snapshot["epochs_done"]
+        self.generator.set_state(snapshot["order_state"])
+        torch.set_rng_state(snapshot["torch_state"])
+        if snapshot["cuda_state"] is not None:
+            torch.cuda.set_rng_state(snapshot["cuda_state"])

@@ -1,0 +1,125 @@
+"""What every command shares: one-line errors, exit codes, interrupts, and the options that several take."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from netprune.errors import InputError
+from netprune.models import MODELS
+from sweeps import interrupts
+from sweeps.tracking import STORE_ERRORS, open_store, store_message
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+EXIT_INTERRUPTED = 130
+DEFAULT_DATA_DIR = "~/.cache/netprune"
+
+
+class OneLineCommand(click.Command):
+    """A command whose errors are one line on stderr, without the usage above them."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise click.UsageError(error.format_message()) from None
+
+
+def command(function: Callable[..., None]) -> click.Command:
+    """Make a click command: exit 0 when done, 1 for input that cannot be used, 2 for a wrong option, 130 interrupted.
+
+    `mlflow run -P data_dir=…` passes names with underscores, so `--data_dir` and `--data-dir` are the same.
+    """
+
+    @functools.wraps(function)
+    def guarded(**options: Any) -> None:
+        interrupts.install()
+        try:
+            open_store()
+            function(**options)
+        except InputError as error:
+            _fail(str(error))
+        except STORE_ERRORS as error:
+            _fail(store_message(error))
+        except KeyboardInterrupt:
+            click.echo("Interrupted: the run is closed as KILLED; what was kept is in it.", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+
+    settings = {"show_default": True, "token_normalize_func": lambda token: token.replace("_", "-")}
+    return click.command(cls=OneLineCommand, context_settings=settings)(guarded)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+def _stack(*options: Decorator) -> Decorator:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def data_options(default: str) -> Decorator:
+    """`--dataset`, `--data-dir` and `--device`."""
+    return _stack(
+        click.option(
+            "--dataset",
+            default=default,
+            help="cifar10, digits, or a folder with train/<class>/ images"
+            + (" (auto: what the model was trained on, else cifar10)." if default == "auto" else "."),
+        ),
+        click.option("--data-dir", default=DEFAULT_DATA_DIR, help="Where CIFAR-10 and decoded image folders are kept."),
+        click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …"),
+    )
+
+
+model_options = _stack(
+    click.option("--model", default="net10", help=f"Network: {' or '.join(sorted(MODELS))}."),
+    click.option("--width", default=128, help="Channels of Net10's first layer."),
+    click.option("--weights", default="", help="File with a plain state dict to start from."),
+    click.option(
+        "--adapt-head",
+        type=bool,
+        is_flag=False,
+        flag_value="true",
+        default=False,
+        help="Replace a head with another number of classes.",
+    ),
+)
+
+source_options = _stack(
+    click.option(
+        "--model-uri",
+        default="",
+        help="Dense model: a run id, models:/NAME/VERSION or models:/NAME@ALIAS; default: the newest trained.",
+    ),
+    model_options,
+)
+
+scan_options = _stack(
+    click.option("--low", default=0.4, help="Least sparsity scanned, in [0, 1)."),
+    click.option("--high", default=0.9, help="Greatest sparsity scanned, in [0, 1)."),
+    click.option("--step", default=0.1, help="Step between scanned sparsities."),
+)
+
+search_options = _stack(
+    click.option("--max-drop", default=0.5, help="Points of validation accuracy that may be lost."),
+    click.option(
+        "--accuracy-floor", default=0.0, help="Least validation accuracy in percent; 0: the dense one less max-drop."
+    ),
+    click.option("--trials", default=12, help="Trials of the study, those of earlier sessions included."),
+    click.option("--finetune-epochs", default=1, help="Epochs of finetuning a trial; 0 for none."),
+    click.option("--batch-size", default=256, help="Images a finetuning step."),
+    click.option("--timeout", default=0.0, help="Seconds after which no new trial starts; 0 for no limit."),
+    click.option("--seed", default=0, help="Of the sampler and the finetuning."),
+)
+
+study_option = click.option("--study-name", default="", help="The study; default: the newest in the store.")

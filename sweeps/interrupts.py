@@ -1,0 +1,51 @@
+"""Ctrl-C and SIGTERM: one way to stop, which leaves no run open and no file half-written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+PARENT_POLL_SECONDS = 0.5
+
+
+def install() -> None:
+    """Turn SIGTERM into KeyboardInterrupt, and stop when `mlflow run` is gone."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    if os.environ.get("MLFLOW_RUN_ID"):
+        threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let the body finish before an interrupt is heard: for writing what must not be cut in half."""
+    pending: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda got, _frame: pending.append(got))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if pending:
+        raise KeyboardInterrupt
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # once is enough: a second signal must not cut the closing of runs short
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _follow_parent(parent: int) -> None:
+    # SIGTERM and SIGKILL end `mlflow run` but not its child, whose run would then stay RUNNING for as long as it works
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,57 @@
+"""The whole job on the embedded digits: `mlflow run .` or `python -m sweeps.pipeline`."""
+
+from __future__ import annotations
+
+import click
+
+from netprune.training import TrainConfig
+from sweeps.command import command, data_options
+from sweeps.stages.pipeline import run_pipeline
+from sweeps.stages.registering import summary_table
+from sweeps.stages.searching import SearchRequest
+from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.stages.training import TrainRequest
+
+
+@command
+@data_options("digits")
+@click.option("--width", default=16, help="Channels of Net10's first layer.")
+@click.option("--epochs", default=10, help="Training epochs of the dense network.")
+@click.option("--batch-size", default=64, help="Images a step, in training and finetuning.")
+@click.option("--max-drop", default=1.0, help="Points of validation accuracy that may be lost.")
+@click.option("--trials", default=20, help="Trials of the study.")
+@click.option("--finetune-epochs", default=2, help="Finetune epochs a trial.")
+@click.option("--seed", default=0, help="Of training, sampler and finetuning.")
+def main(
+    *,
+    dataset: str,
+    data_dir: str,
+    device: str,
+    width: int,
+    epochs: int,
+    batch_size: int,
+    max_drop: float,
+    trials: int,
+    finetune_epochs: int,
+    seed: int,
+) -> None:
+    """Train a small Net10, scan it, search, register the winner and draw the study."""
+    training = TrainRequest(
+        data=DataRequest(dataset=dataset, data_dir=data_dir, device=device),
+        source=SourceRequest(width=width),
+        config=TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed),
+    )
+    search = SearchRequest(
+        max_drop=max_drop, trials=trials, finetune_epochs=finetune_epochs, batch_size=batch_size, seed=seed
+    )
+    outcome = run_pipeline(training, search)
+    click.echo(outcome.report.trials + "\n")
+    click.echo(summary_table(outcome.registered))
+    click.echo(
+        f"registered: {outcome.registered.name} version {outcome.registered.version}, alias champion\n"
+        f'use:  mlflow.pyfunc.load_model("{outcome.registered.uri}")\nlook: mlflow ui'
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""How far the work is and how long it will take: on stderr, a bar where that is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import NoReturn, Self
+
+from tqdm import tqdm
+
+LONG_SECONDS = 30 * 60
+NOTICE_AFTER_SECONDS = 15.0
+
+
+class Progress:
+    """A progress bar with the time left, called with the steps done and the steps in all.
+
+    Where stderr is no terminal nothing is drawn. Work that will take over half an hour is announced once, in one
+    line, as soon as its speed is known: within a minute, on a terminal or not.
+    """
+
+    def __init__(self, label: str, unit: str = "step", shorten: str = "") -> None:
+        """`shorten` is how to make the work short: the announcement's second half; empty for no announcement."""
+        self.label, self.shorten = label, shorten
+        self.start = time.monotonic()
+        self.first_done: int | None = None
+        self.bar: tqdm[NoReturn] = tqdm(desc=label, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` steps are done."""
+        if self.first_done is None:  # a resumed training does not begin at step 0
+            self.first_done = done - 1
+            self.bar.reset(total)
+            self.bar.initial = self.bar.n = self.first_done
+        self.bar.update(done - self.bar.n)
+        elapsed = time.monotonic() - self.start
+        if self.shorten and elapsed > NOTICE_AFTER_SECONDS:
+            left = elapsed / (done - self.first_done) * (total - done)
+            if left > LONG_SECONDS:
+                report(f"{self.label}: about {duration(left)} left. {self.shorten}")
+            self.shorten = ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds → a length of time as people say it.
+
+    >>> duration(42), duration(200), duration(9000)
+    ('42 s', '3 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def report(line: str) -> None:
+    """One line of news on stderr, above a bar that may be drawn there."""
+    tqdm.write(line, file=sys.stderr)

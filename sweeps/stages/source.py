@@ -1,0 +1,175 @@
+"""What a stage starts from: the data, the device, and the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from netprune.data import DATASETS, Dataset, load_dataset
+from netprune.errors import InputError
+from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
+from netprune.packing import PackedHeader
+from sweeps import tracking
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataRequest:
+    """Which data, and on which device."""
+
+    dataset: str
+    data_dir: str
+    device: str = AUTO
+
+    def resolved(self) -> DataRequest:
+        """With an image folder's path made absolute, so that a run's record means the same everywhere here."""
+        name = self.dataset
+        path = name if name in DATASETS or name == AUTO else str(Path(name).expanduser().resolve())
+        return replace(self, dataset=path, data_dir=str(Path(self.data_dir).expanduser().resolve()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceRequest:
+    """Which dense network: a model of the store, or a plain state dict with its architecture."""
+
+    model_uri: str = ""
+    weights: str = ""
+    model: str = "net10"
+    width: int = 128
+    adapt_head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A dense network, ready for work, with its data."""
+
+    model: nn.Module
+    """On the device that holds `dataset`."""
+    header: PackedHeader
+    dataset: Dataset
+    data: DataRequest
+    """As resolved."""
+    origin: str
+    """The URI or file it came from."""
+
+    @property
+    def label(self) -> str:
+        """What a list of runs calls it: architecture and first digits of the digest."""
+        return f"{short_name(self.header.architecture)}-{self.header.dense_digest[:8]}"
+
+    def record(self) -> dict[str, str]:
+        """Params that say what was worked on."""
+        return {
+            "model": short_name(self.header.architecture),
+            "origin": self.origin,
+            "dataset": self.data.dataset,
+            "data_dir": self.data.data_dir,
+            "device": str(next(self.model.parameters()).device),
+            "weights_digest": self.header.dense_digest,
+        }
+
+
+def short_name(architecture: Architecture) -> str:
+    """`net10-w16`, `vgg16`."""
+    return f"{architecture.name}-w{architecture.width}" if architecture.name == "net10" else architecture.name
+
+
+def find_device(name: str) -> torch.device:
+    """`auto` → the first GPU if there is one, else the CPU; any other name as torch knows it.
+
+    Raises:
+        InputError: for an unknown device, or one that is not here.
+    """
+    if name == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"device {name!r} is not available here: take auto or cpu.") from None
+    return device
+
+
+def open_data(request: DataRequest) -> tuple[Dataset, torch.device]:
+    """Load the data and put it on the device."""
+    device = find_device(request.device)
+    return load_dataset(request.dataset, request.data_dir).to(device), device
+
+
+def open_source(source: SourceRequest, data: DataRequest) -> Source:
+    """Load the dense network and its data.
+
+    The data set `auto` is the one that the network was trained on, as its run says; cifar10 for a plain state dict.
+
+    Raises:
+        InputError: if both or neither of the sources can be found, or the weights do not fit.
+    """
+    if source.weights and source.model_uri:
+        raise InputError("weights and model_uri are both given: name one dense model.")
+    if source.weights:
+        return _from_weights(source, data)
+    uri = source.model_uri or newest_dense_model()
+    packed, run_id = tracking.fetch_model(uri)
+    known = _trained_on(run_id) if run_id and data.dataset == AUTO else {}
+    if data.dataset == AUTO and "dataset" not in known:
+        raise InputError(f"the run behind {uri} does not say which data it was trained on: name it with dataset.")
+    data = replace(data, **known).resolved()
+    dataset, device = open_data(data)
+    if len(dataset.classes) != len(packed.header.classes):
+        raise InputError(
+            f"{uri} has {len(packed.header.classes)} classes and {dataset.name} has {len(dataset.classes)}: "
+            f"name the data it was trained on with dataset."
+        )
+    header = replace(packed.header, dense_digest=weights_digest(packed.model))
+    return Source(packed.model.to(device), header, dataset, data, uri)
+
+
+def _from_weights(source: SourceRequest, data: DataRequest) -> Source:
+    state = read_state_dict(source.weights)
+    Architecture(name=source.model, num_classes=2, width=source.width)  # a wrong name should not wait for the data
+    data = replace(data, dataset="cifar10" if data.dataset == AUTO else data.dataset).resolved()
+    dataset, device = open_data(data)
+    architecture = Architecture(name=source.model, num_classes=len(dataset.classes), width=source.width)
+    model = build_model(architecture)
+    load_weights(model, state, adapt_head=source.adapt_head)
+    header = header_for(architecture, dataset, model)
+    return Source(model.to(device), header, dataset, data, str(Path(source.weights).resolve()))
+
+
+def header_for(architecture: Architecture, dataset: Dataset, dense: nn.Module) -> PackedHeader:
+    """The header of a network that is trained on `dataset`."""
+    return PackedHeader(
+        architecture=architecture,
+        classes=dataset.classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        dense_digest=weights_digest(dense),
+    )
+
+
+def newest_dense_model() -> str:
+    """The run id of the newest finished training in the store.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = tracking.find_runs({tracking.STAGE: "train"}, limit=1)
+    if not found:
+        raise InputError(
+            "there is no dense model in the store: train one with `mlflow run . -e train`, or name one with "
+            "model_uri or weights."
+        )
+    return found[0].run_id
+
+
+def _trained_on(run_id: str) -> Mapping[str, str]:
+    """The data of the run that made a model, from its stage's own params."""
+    run = tracking.find_run(run_id)
+    stage = run.tags.get(tracking.STAGE, "")
+    names = {name: f"{stage}.{name}" for name in ("dataset", "data_dir")}
+    return {name: run.params[param] for name, param in names.items() if param in run.params}

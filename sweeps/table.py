@@ -1,0 +1,44 @@
+"""Tables in plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell; the first to the left, the others to the right.
+
+    >>> print(table(["layer", "n"], [["conv1", "3"], ["fc", "1,024"]]))
+    layer      n
+    -----  -----
+    conv1      3
+    fc     1,024
+    """
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def percent(fraction: float, se: float | None = None) -> str:
+    """A fraction as a percentage, with its standard error if there is one.
+
+    >>> percent(0.8388), percent(0.8388, 0.0052)
+    ('83.88 %', '83.88 ± 0.52 %')
+    """
+    return f"{100 * fraction:.2f} %" if se is None else f"{100 * fraction:.2f} ± {100 * se:.2f} %"
+
+
+def count(number: int) -> str:
+    """An integer with thousands apart.
+
+    >>> count(26793994)
+    '26,793,994'
+    """
+    return f"{number:,}"

@@ -1,0 +1,312 @@
+"""Runs, artifacts and the registry: the only room that talks to MLflow (with `experiment`, which MLflow loads)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from matplotlib.figure import Figure
+from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from sqlalchemy.exc import SQLAlchemyError
+
+import netprune
+from netprune.errors import InputError
+from netprune.packing import PackedHeader, PackedModel, read_packed, write_packed
+from sweeps.experiment import EXPERIMENT
+
+STORE_ERRORS = (MlflowException, SQLAlchemyError)
+STAGE, FEASIBLE, STUDY = "netprune.stage", "feasible", "netprune.study"
+MODEL_FILE, MODEL_NAME, CHAMPION = "model.netprune", "model", "champion"
+PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
+
+
+def open_store() -> None:
+    """Make the store ready, and this project's experiment the current one.
+
+    Under `mlflow run` the run is already open in an experiment, which is kept; a user's own choice by
+    MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID is kept too.
+
+    Raises:
+        InputError: if the store cannot be reached or opened.
+    """
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        if not any(os.environ.get(f"MLFLOW_{name}") for name in ("RUN_ID", "EXPERIMENT_NAME", "EXPERIMENT_ID")):
+            mlflow.set_experiment(EXPERIMENT)
+    except STORE_ERRORS as error:
+        raise InputError(store_message(error)) from None
+
+
+def store_message(error: Exception) -> str:
+    """One line for an error of the store, with the mend where it is known."""
+    text = str(error)
+    where = mlflow.get_tracking_uri()
+    if "readonly" in text or "unable to open" in text:
+        return f"the MLflow store {where} cannot be written: mend its permissions, or set MLFLOW_TRACKING_URI."
+    if "locked" in text:
+        return f"the MLflow store {where} is locked by another program: stop that program, or set MLFLOW_TRACKING_URI."
+    return (
+        f"the MLflow store {where} answered: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}"
+    )
+
+
+@contextmanager
+def tracked_run(
+    stage: str,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    tags: Mapping[str, str] | None = None,
+    reopen: str | None = None,
+) -> Iterator[str]:
+    """A run that opens before the work and closes whatever happens.
+
+    Nested under the active run if there is one. Under `mlflow run` the first call takes over the run that MLflow
+    opened. A KeyboardInterrupt ends it as KILLED, any other exception as FAILED with the error in the tag `error`.
+
+    Args:
+        stage: `train`, `scan`, `search`, `trial`, `register`, `main`: the tag `netprune.stage`.
+        name: what a flat list of runs shows.
+        config: the resolved options, logged as `<stage>.<option>`: `mlflow run` has logged the plain names already,
+            as the user typed them.
+        tags: more tags.
+        reopen: the id of an ended run to go on with.
+
+    Yields:
+        The run's id.
+    """
+    if reopen and os.environ.get("MLFLOW_RUN_ID"):
+        # left alone, the run that `mlflow run` opened would be taken by the first run opened below
+        with (
+            tracked_run("session", f"session of {name}", {}, tags={"netprune.continues": reopen}),
+            tracked_run(stage, name, config, tags=tags, reopen=reopen) as run_id,
+        ):
+            yield run_id
+        return
+    versions = {f"version.{package}": importlib.metadata.version(package) for package in PACKAGES}
+    all_tags = {STAGE: stage, **versions, **(tags or {})}
+    nested = mlflow.active_run() is not None
+    run = mlflow.start_run(run_id=reopen, run_name=name, nested=nested, tags=all_tags)
+    try:
+        logged = run.data.params
+        mlflow.log_params({k: v for k, v in ((f"{stage}.{k}", v) for k, v in config.items()) if k not in logged})
+        yield str(run.info.run_id)
+    except BaseException as error:
+        mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:500])
+        mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    mlflow.end_run()
+
+
+def active_run_id() -> str:
+    """The id of the run that is open now.
+
+    Raises:
+        RuntimeError: if none is, which is a defect of the caller.
+    """
+    run = mlflow.active_run()
+    if run is None:
+        raise RuntimeError("no run is open")
+    return str(run.info.run_id)
+
+
+def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
+    """Log numbers to the active run."""
+    mlflow.log_metrics(dict(metrics), step=step)
+
+
+def log_curves(curves: Mapping[str, Mapping[int, float]]) -> None:
+    """Log whole curves, name → (step → value), to the active run in one call a thousand points."""
+    points = [Metric(name, value, 0, step) for name, curve in curves.items() for step, value in curve.items()]
+    for start in range(0, len(points), 1000):
+        mlflow.MlflowClient().log_batch(active_run_id(), metrics=points[start : start + 1000])
+
+
+def set_tags(tags: Mapping[str, str]) -> None:
+    """Tag the active run."""
+    mlflow.set_tags(dict(tags))
+
+
+def log_file(path: Path, folder: str | None = None) -> None:
+    """Keep a file as an artifact of the active run."""
+    mlflow.log_artifact(str(path), folder)
+
+
+def log_bytes(data: bytes, name: str) -> None:
+    """Keep bytes as the artifact `name` (with `/` for folders) of the active run."""
+    folder, _, file = name.rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        write_packed(Path(scratch) / file, data)
+        log_file(Path(scratch) / file, folder or None)
+
+
+def log_json(content: Mapping[str, Any], name: str) -> None:
+    """Keep a mapping as a JSON artifact of the active run."""
+    log_bytes(json.dumps(content, indent=1).encode(), name)
+
+
+def log_figures(figures: Mapping[str, Figure], run_id: str) -> None:
+    """Keep figures, name → figure, as `figures/<name>.png` of a run, which need not be open."""
+    for name, figure in figures.items():
+        mlflow.MlflowClient().log_figure(run_id, figure, f"figures/{name}.png")
+
+
+def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
+    """Copy an artifact of a run into `folder`.
+
+    Raises:
+        InputError: if the run or the artifact is not in the store.
+    """
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder)))
+    except (MlflowException, OSError):
+        raise InputError(f"run {run_id} has no artifact {name} in {mlflow.get_tracking_uri()}.") from None
+
+
+def read_artifact(run_id: str, name: str) -> bytes:
+    """The bytes of an artifact. See `fetch_artifact` for what is raised."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return fetch_artifact(run_id, name, Path(scratch)).read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRun:
+    """A run as the store knows it."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def find_runs(
+    tags: Mapping[str, str],
+    *,
+    order_by: str = "attributes.start_time DESC",
+    statuses: Sequence[str] = ("FINISHED",),
+    limit: int = 1000,
+) -> list[FoundRun]:
+    """Runs of any experiment whose tags equal `tags`, newest first unless told otherwise.
+
+    Args:
+        tags: tag name → value.
+        order_by: MLflow's order clause, such as `metrics.packed_bytes ASC`.
+        statuses: which of MLflow's statuses count.
+        limit: at most this many.
+    """
+    where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    found = mlflow.search_runs(
+        search_all_experiments=True, filter_string=where, order_by=[order_by], output_format="list"
+    )
+    return [_found(run) for run in found if run.info.status in statuses][:limit]
+
+
+def find_run(run_id: str) -> FoundRun:
+    """One run by its id.
+
+    Raises:
+        InputError: if the store has none.
+    """
+    try:
+        return _found(mlflow.get_run(run_id))
+    except MlflowException:
+        raise InputError(f"there is no run {run_id} in {mlflow.get_tracking_uri()}.") from None
+
+
+def _found(run: Run) -> FoundRun:
+    data = run.data
+    return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, data.params, data.metrics)
+
+
+def log_model(data: bytes, header: PackedHeader, *, metadata: Mapping[str, Any] | None = None) -> str:
+    """Log a packed file as the active run's model, loadable by `mlflow.pyfunc`, and return its URI.
+
+    The model carries netprune's own source, so it loads and serves where netprune is not installed.
+    """
+    example = np.zeros((1, 3, 32, 32), dtype=np.float32)
+    image, logits = TensorSpec(np.dtype("float32"), (-1, 3, -1, -1)), (-1, len(header.classes))
+    signature = ModelSignature(Schema([image]), Schema([TensorSpec(np.dtype("float32"), logits)]))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / MODEL_FILE
+        write_packed(path, data)
+        info = mlflow.pyfunc.log_model(
+            name=MODEL_NAME,
+            loader_module="netprune.pyfunc",
+            data_path=str(path),
+            code_paths=[str(Path(netprune.__file__).parent)],
+            pip_requirements=[
+                f"{package}=={importlib.metadata.version(package)}"
+                for package in ("torch", "torchvision", "numpy", "safetensors", "zstandard")
+            ],
+            signature=signature,
+            input_example=example,
+            metadata={"classes": list(header.classes), **(metadata or {})},
+        )
+    return str(info.model_uri)
+
+
+def register_model(model_uri: str, name: str, *, run_id: str, tags: Mapping[str, str], description: str) -> int:
+    """Register a logged model under `name`, with the alias `champion`; whole, or not at all.
+
+    Returns:
+        The new version's number.
+    """
+    client = mlflow.MlflowClient()
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = client.create_model_version(name, model_uri, run_id=run_id, tags=dict(tags), description=description)
+    try:
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+    except BaseException:
+        client.delete_model_version(name, version.version)
+        raise
+    return int(version.version)
+
+
+def champion_version(name: str, tags: Mapping[str, str]) -> int | None:
+    """The version of `name` that holds the alias `champion`, if its tags contain `tags`; else None."""
+    try:
+        version = mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return None
+    return int(version.version) if tags.items() <= version.tags.items() else None
+
+
+def fetch_model(uri: str) -> tuple[PackedModel, str | None]:
+    """The packed network behind a URI, and the id of the run that logged it.
+
+    Args:
+        uri: `runs:/<run id>`, a bare run id, `models:/<name>/<version>` or `models:/<name>@<alias>`.
+
+    Raises:
+        InputError: if the store has no such model.
+    """
+    full = uri if ":/" in uri else f"runs:/{uri}"
+    if full.startswith("runs:/") and full.count("/") == 1:
+        full = f"{full}/{MODEL_NAME}"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(mlflow.artifacts.download_artifacts(full, dst_path=scratch))
+            described = Model.load(str(folder))
+            return read_packed(folder / described.flavors["python_function"]["data"]), described.run_id
+    except (MlflowException, OSError, KeyError):
+        raise InputError(
+            f"there is no netprune model at {uri} in {mlflow.get_tracking_uri()}: name a run id, "
+            f"models:/<name>/<version> or models:/<name>@<alias>."
+        ) from None
