@@ -84,7 +84,7 @@ def equal_slope(sensitivity: Sensitivity, density: float) -> Sparsity:
     sparsity = dict.fromkeys(sensitivity.layers, 0.0)
     # within a layer the hull's slopes rise, so the sort keeps its pieces in order
     for _, layer, length in sorted(pieces, key=lambda piece: piece[0]):
-        taken = min(length, to_prune / sizes[layer])
+        taken = min(length, max(0.0, to_prune) / sizes[layer])  # rounding may leave less than nothing to prune
         sparsity[layer] += taken
         to_prune -= taken * sizes[layer]
     return sparsity

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
-import urllib.error
+import threading
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from netprune.image_folder import LabelledImages, read_image_folder
 SPLIT_SEED = 0
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PROBE_SECONDS = 8.0
+PROBE_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,10 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
     if name in DATASETS:
         return DATASETS[name](Path(data_dir).expanduser())
     if Path(name).expanduser().is_dir():
-        return _image_folder(Path(name).expanduser(), Path(data_dir).expanduser())
+        dataset = _image_folder(Path(name).expanduser(), Path(data_dir).expanduser())
+        if not all(map(len, (dataset.train, dataset.val, dataset.test))):
+            raise InputError(f"{name} has too few images to be split into train, validation and test: add some.")
+        return dataset
     raise InputError(
         f"unknown data set {name!r}: choose one of {', '.join(sorted(DATASETS))}, or the path of a folder with "
         f"train/<class>/… images."
@@ -163,18 +165,36 @@ def _download_cifar10(data_dir: Path) -> None:
     import torchvision
 
     mend = "take dataset=digits, which is built in, or name the folder that holds cifar-10-batches-py with data_dir"
-    # torchvision waits without limit for a host that does not answer, and a name look-up heeds no socket timeout
-    pool = ThreadPoolExecutor(max_workers=1)
-    probe = pool.submit(urllib.request.urlopen, torchvision.datasets.CIFAR10.url, timeout=PROBE_SECONDS)
+    reason = _unreachable(torchvision.datasets.CIFAR10.url)
     try:
-        probe.result(timeout=PROBE_SECONDS).close()
-        data_dir.mkdir(parents=True, exist_ok=True)
-        torchvision.datasets.CIFAR10(data_dir, train=True, download=True)
-    except (FutureTimeout, urllib.error.URLError, OSError, RuntimeError) as error:
-        reason = "no answer" if isinstance(error, FutureTimeout) else str(error)
-        raise InputError(f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): {mend}.") from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        if not reason:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            torchvision.datasets.CIFAR10(data_dir, train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error)
+    if reason:
+        raise InputError(f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): {mend}.")
+
+
+def _unreachable(url: str) -> str:
+    """Why `url` does not answer within `PROBE_SECONDS`; empty if it does.
+
+    torchvision waits without limit for a host that does not answer, and a name look-up heeds no socket timeout: hence
+    the thread, which is left behind if it hangs.
+    """
+    reasons: list[str] = []
+
+    def probe() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
+            reasons.append("")
+        except (OSError, http.client.HTTPException) as error:
+            reasons.append(str(error) or type(error).__name__)
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return reasons[0] if reasons else f"no answer within {PROBE_SECONDS:g} s"
 
 
 def _image_folder(folder: Path, data_dir: Path) -> Dataset:

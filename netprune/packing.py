@@ -1,9 +1,9 @@
 """The file a user ships: kept values, their positions, and all it takes to build the network again.
 
-Layout, version 1: the eight bytes `NETPRUNE`, the version as one byte, then one zstd frame around a safetensors
-container. A tensor with enough zeros is stored as `<name>:mask` (one bit a value, numpy's packbits order) and
-`<name>:values` (fp32, the values whose bits are not all zero); any other is stored as it is. The container's metadata
-holds the header as JSON. Nothing in the file is executed.
+Layout, version 1: the eight bytes `NETPRUNE`, the version as one byte, then one zstd frame, with its checksum, around a
+safetensors container. A tensor with enough zeros is stored as `<name>:mask` (one bit a value, numpy's packbits order)
+and `<name>:values` (fp32, the values whose bits are not all zero); any other is stored as it is. The container's
+metadata holds the header as JSON. Nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,9 @@ def pack(model: nn.Module, header: PackedHeader) -> bytes:
         shapes[name] = list(tensor.shape)
     text = json.dumps({**dataclasses.asdict(header), "shapes": shapes})
     container = safetensors.torch.save(stored, metadata={"netprune": text})
-    return MAGIC + bytes([VERSION]) + zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(container)
+    return (
+        MAGIC + bytes([VERSION]) + zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(container)
+    )
 
 
 def unpack(data: bytes) -> PackedModel:
@@ -97,22 +98,25 @@ def unpack(data: bytes) -> PackedModel:
         model.load_state_dict(state)
     except InputError:
         raise
-    except (zstandard.ZstdError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"the netprune file is damaged: {str(error).splitlines()[0]}") from None
+    except (zstandard.ZstdError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise InputError(
+            f"the netprune file is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
     return PackedModel(model, header)
 
 
 def write_packed(path: Path, data: bytes) -> None:
     """Write a packed file whole or not at all: a file that is there already survives a failed write."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as scratch:
-        try:
-            scratch.write(data)
-            scratch.flush()
-            os.fsync(scratch.fileno())
-            os.replace(scratch.name, path)
-        except BaseException:
-            os.unlink(scratch.name)
-            raise
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def read_packed(path: str | Path) -> PackedModel:

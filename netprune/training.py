@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from torch import nn
 from netprune.data import Dataset
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
-from netprune.loader import steps_per_epoch, train_batches
+from netprune.loader import normalise, steps_per_epoch, train_batches
 from netprune.masks import Masks, apply_masks
 
 
@@ -63,7 +64,7 @@ class EpochResult:
     """Mean over the epoch's steps, augmented images, in nats."""
     val: Evaluation
     learning_rate: float
-    """At the epoch's end."""
+    """Of the epoch's last step."""
     seconds: float
     """Training alone, without validation."""
 
@@ -120,12 +121,32 @@ def train(
     return results
 
 
+def seconds_per_epoch(model: nn.Module, dataset: Dataset) -> float:
+    """About how long one epoch will take, from a few forward and backward passes of a copy; seconds of work at most.
+
+    Batches grow from 16 images to 256 until one takes half a second: slow networks are known from the smallest.
+    """
+    probe = copy.deepcopy(model).train()
+    images = normalise(dataset.train.images[:256], dataset)
+    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+        F.cross_entropy(probe(images[:16]), dataset.train.labels[:16]).backward()  # type: ignore[no-untyped-call]
+        for count in (16, 64, 256):
+            start = time.perf_counter()
+            F.cross_entropy(probe(images[:count]), dataset.train.labels[:count]).backward()  # type: ignore[no-untyped-call]
+            if images.device.type == "cuda":
+                torch.cuda.synchronize(images.device)
+            seconds = time.perf_counter() - start
+            if seconds > 0.5:
+                break
+    return seconds / min(count, len(images)) * len(dataset.train)
+
+
 class _Loop:
     """The moving parts of one training."""
 
     def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, masks: Masks) -> None:
         self.model, self.dataset, self.config, self.masks = model, dataset, config, masks
-        self.epochs_done = 0
+        self.epochs_done, self.learning_rate = 0, 0.0
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay)
         self.steps = steps_per_epoch(len(dataset.train), config.batch_size)
@@ -144,19 +165,19 @@ class _Loop:
             total += loss.detach()
             if on_step is not None:
                 on_step(self.epochs_done * self.steps + step, self.config.epochs * self.steps)
-        train_loss = total.item() / self.steps
+        train_loss, seconds = total.item() / self.steps, time.perf_counter() - start
+        val = evaluate(self.model, self.dataset.val, self.dataset)
         self.epochs_done += 1
-        if not math.isfinite(train_loss):
+        if not (math.isfinite(train_loss) and math.isfinite(val.loss)):
             raise DivergedError(
-                f"training diverged in epoch {self.epochs_done} (its loss is {train_loss}): lower max_lr, "
-                f"which is {self.config.max_lr}."
+                f"training diverged in epoch {self.epochs_done} (train loss {train_loss}, validation loss {val.loss}): "
+                f"lower max_lr, which is {self.config.max_lr}."
             )
-        seconds = time.perf_counter() - start
         return EpochResult(
             epoch=self.epochs_done,
             train_loss=train_loss,
-            val=evaluate(self.model, self.dataset.val, self.dataset),
-            learning_rate=float(self.scheduler.get_last_lr()[0]),
+            val=val,
+            learning_rate=self.learning_rate,
             seconds=seconds,
         )
 
@@ -166,13 +187,15 @@ class _Loop:
         nn.utils.clip_grad_value_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         apply_masks(self.model, self.masks)
+        self.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
 
     def snapshot(self) -> Snapshot:
         device = next(self.model.parameters()).device
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            # copies: the next step changes the tensors themselves
+            "model": copy.deepcopy(self.model.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "scheduler": self.scheduler.state_dict(),
             "epochs_done": self.epochs_done,
             "order_state": self.generator.get_state(),

@@ -37,10 +37,10 @@ def command(function: Callable[..., None]) -> click.Command:
 
     @functools.wraps(function)
     def guarded(**options: Any) -> None:
-        interrupts.install()
         try:
-            open_store()
-            function(**options)
+            with interrupts.heard():
+                open_store()
+                function(**options)
         except InputError as error:
             _fail(str(error))
         except STORE_ERRORS as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflow import MlflowClient
 from mlflow.tracking.default_experiment.abstract_context import DefaultExperimentProvider
 
 EXPERIMENT = "netprune"
@@ -26,6 +25,8 @@ class NetpruneExperimentProvider(DefaultExperimentProvider):
 
     def get_experiment_id(self) -> str:
         """The experiment's id, made when it is not there yet."""
+        from mlflow import MlflowClient  # MLflow loads this module while it is itself half imported
+
         client = MlflowClient()
         found = client.get_experiment_by_name(EXPERIMENT)
         return str(found.experiment_id if found else client.create_experiment(EXPERIMENT))

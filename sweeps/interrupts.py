@@ -6,35 +6,42 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 PARENT_POLL_SECONDS = 0.5
 
 
-def install() -> None:
-    """Turn SIGTERM into KeyboardInterrupt, and stop when `mlflow run` is gone."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
-    if os.environ.get("MLFLOW_RUN_ID"):
-        threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+@contextmanager
+def heard() -> Iterator[None]:
+    """Within the body SIGTERM is a KeyboardInterrupt as Ctrl-C is, and so is the end of `mlflow run` above us."""
+    with _handlers(_interrupt):
+        if os.environ.get("MLFLOW_RUN_ID"):
+            threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+        yield
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
     """Let the body finish before an interrupt is heard: for writing what must not be cut in half."""
     pending: list[int] = []
+    with _handlers(lambda number, _frame: pending.append(number)):
+        yield
+    if pending:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        signal.signal(number, lambda got, _frame: pending.append(got))
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if pending:
-        raise KeyboardInterrupt
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

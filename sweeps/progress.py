@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import NoReturn, Self
 
 from tqdm import tqdm
-
-LONG_SECONDS = 30 * 60
-NOTICE_AFTER_SECONDS = 15.0
 
 
 class Progress:
     """A progress bar with the time left, called with the steps done and the steps in all.
 
-    Where stderr is no terminal nothing is drawn. Work that will take over half an hour is announced once, in one
-    line, as soon as its speed is known: within a minute, on a terminal or not.
+    Where stderr is no terminal nothing is drawn.
     """
 
-    def __init__(self, label: str, unit: str = "step", shorten: str = "") -> None:
-        """`shorten` is how to make the work short: the announcement's second half; empty for no announcement."""
-        self.label, self.shorten = label, shorten
-        self.start = time.monotonic()
-        self.first_done: int | None = None
+    def __init__(self, label: str, unit: str = "step") -> None:
         self.bar: tqdm[NoReturn] = tqdm(desc=label, unit=unit, disable=None, leave=False, dynamic_ncols=True)
+        self.started = False
 
     def __enter__(self) -> Self:
         return self
@@ -34,17 +26,11 @@ class Progress:
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` steps are done."""
-        if self.first_done is None:  # a resumed training does not begin at step 0
-            self.first_done = done - 1
+        if not self.started:  # a resumed training does not begin at step 0
+            self.started = True
             self.bar.reset(total)
-            self.bar.initial = self.bar.n = self.first_done
+            self.bar.initial = self.bar.n = done - 1
         self.bar.update(done - self.bar.n)
-        elapsed = time.monotonic() - self.start
-        if self.shorten and elapsed > NOTICE_AFTER_SECONDS:
-            left = elapsed / (done - self.first_done) * (total - done)
-            if left > LONG_SECONDS:
-                report(f"{self.label}: about {duration(left)} left. {self.shorten}")
-            self.shorten = ""
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from netprune.masks import Sparsity
 
 JOURNAL = "optuna.journal"
 MIN_DENSITY = 0.002
+MARGIN = 2.0
 FLOOR = "accuracy_floor"
 # accuracies are counts over images: a floor of 0.809 must not be missed by the last bit of 0.8388 - 0.03
 ROUNDING = 1e-9
@@ -41,7 +42,7 @@ Evaluate = Callable[[int, Sparsity], Score]
 class SparsityStudy:
     """Minimise bytes subject to an accuracy floor, one sparsity a layer.
 
-    A layer's parameter is its density, searched on a log scale from 0.002 to 1: from 98 % to 99 % sparsity is as far
+    A layer's parameter is its density, from 0.002 to 1, searched on a log scale: from 98 % to 99 % sparsity is as far
     as from 0 to 50 %. The study lives in `optuna.journal` in the working directory, beside MLflow's own store; opening
     it again continues it.
     """
@@ -63,6 +64,7 @@ class SparsityStudy:
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.name, self.layers, self.floor = name, tuple(layers), floor
+        self._bounds = dict.fromkeys(self.layers, (MIN_DENSITY, 1.0))
         try:
             storage = JournalStorage(JournalFileBackend(JOURNAL))
             self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
@@ -77,9 +79,9 @@ class SparsityStudy:
         if known is None:
             self._study.set_user_attr("constants", dict(constants))
         elif known != dict(constants):
-            name = next(n for n in constants if known.get(n) != constants[n])
+            name = next(n for n in {**known, **constants} if known.get(n) != constants.get(n))
             raise InputError(
-                f"study {self.name} was made with {name}={known.get(name)}, not {constants[name]}: "
+                f"study {self.name} was made with {name}={known.get(name)}, not {constants.get(name)}: "
                 f"take another study_name."
             )
 
@@ -108,15 +110,30 @@ class SparsityStudy:
         return Score(int(trial.values[0]), trial.user_attrs["accuracy"], trial.user_attrs["run_id"])
 
     def seed(self, sparsities: Sequence[Sparsity]) -> None:
-        """Queue allocations to be tried first, each once in the study's life, clamped to the space."""
+        """Queue allocations to be tried first, clamped to the space; not again those that came to a result or wait.
+
+        The search then keeps to what they span, and a factor of two beyond it, in each layer: over the whole space
+        most of a short study's trials would be networks with one layer all but gone, or not pruned at all.
+
+        Optuna's `skip_if_exists` would count a trial that was interrupted, and its allocation would never be tried.
+        """
+        trials = self._study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING, TrialState.RUNNING))
+        known = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
         for sparsity in sparsities:
-            densities = {layer: min(1.0, max(MIN_DENSITY, 1 - sparsity[layer])) for layer in self.layers}
-            self._study.enqueue_trial({_parameter(n): d for n, d in densities.items()}, skip_if_exists=True)
+            densities = {_parameter(n): min(1.0, max(MIN_DENSITY, 1 - sparsity[n])) for n in self.layers}
+            if densities not in known:
+                self._study.enqueue_trial(densities)
+                known.append(densities)
+        for layer in self.layers:
+            tried = [max(MIN_DENSITY, 1 - sparsity[layer]) for sparsity in sparsities]
+            self._bounds[layer] = (max(MIN_DENSITY, min(tried) / MARGIN), min(1.0, max(tried) * MARGIN))
 
     def run(
         self, evaluate: Evaluate, trials: int, timeout: float | None, on_trial: Callable[[int, Score], None]
     ) -> None:
-        """Run until the study has `trials` results, or `timeout` seconds have gone by; a running trial is finished.
+        """Try as many trials as the study lacks to `trials` results, until `timeout` seconds have gone by.
+
+        A running trial is finished. One that diverges is tried and has no result, so there may be fewer.
 
         Args:
             evaluate: see `Evaluate`.
@@ -126,15 +143,9 @@ class SparsityStudy:
         """
 
         def objective(trial: optuna.Trial) -> float:
-            sparsity = {
-                layer: 1 - trial.suggest_float(_parameter(layer), MIN_DENSITY, 1, log=True) for layer in self.layers
-            }
-            try:
-                score = evaluate(trial.number, sparsity)
-            except KeyboardInterrupt:
-                # Optuna leaves a trial RUNNING for ever when the exception is no Exception
-                self._study.tell(trial, state=TrialState.FAIL)
-                raise
+            densities = {n: trial.suggest_float(_parameter(n), *self._bounds[n], log=True) for n in self.layers}
+            sparsity = {layer: 1 - density for layer, density in densities.items()}
+            score = evaluate(trial.number, sparsity)
             trial.set_user_attr("accuracy", score.accuracy)
             trial.set_user_attr("run_id", score.run_id)
             trial.set_constraint(FLOOR, self.floor - score.accuracy - ROUNDING)

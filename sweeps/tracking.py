@@ -42,8 +42,11 @@ def open_store() -> None:
     Raises:
         InputError: if the store cannot be reached or opened.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # it prints what it raises, with its SQL: the command says it in one line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         if not any(os.environ.get(f"MLFLOW_{name}") for name in ("RUN_ID", "EXPERIMENT_NAME", "EXPERIMENT_ID")):
             mlflow.set_experiment(EXPERIMENT)

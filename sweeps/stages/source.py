@@ -28,9 +28,10 @@ class DataRequest:
 
     def resolved(self) -> DataRequest:
         """With an image folder's path made absolute, so that a run's record means the same everywhere here."""
-        name = self.dataset
-        path = name if name in DATASETS or name == AUTO else str(Path(name).expanduser().resolve())
-        return replace(self, dataset=path, data_dir=str(Path(self.data_dir).expanduser().resolve()))
+        folder = Path(self.dataset).expanduser()
+        named = self.dataset in DATASETS or not folder.is_dir()
+        dataset = self.dataset if named else str(folder.resolve())
+        return replace(self, dataset=dataset, data_dir=str(Path(self.data_dir).expanduser().resolve()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

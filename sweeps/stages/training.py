@@ -15,7 +15,7 @@ from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict
 from netprune.packing import pack
-from netprune.training import EpochResult, Snapshot, TrainConfig, train
+from netprune.training import EpochResult, Snapshot, TrainConfig, seconds_per_epoch, train
 from sweeps import interrupts, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.source import DataRequest, SourceRequest, header_for, open_data, short_name
@@ -24,7 +24,8 @@ from sweeps.table import percent
 LAST, BEST = "last.pt", "best.pt"
 CHECKPOINTS = "checkpoints"
 NEWEST = "newest"
-SHORTEN = "Shorter: width=16, fewer epochs, dataset=digits, or a GPU."
+LONG_SECONDS = 30 * 60
+SHORTEN = "Shorter: width=16, fewer epochs, dataset=digits, or device=cuda where there is a GPU."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,11 +78,11 @@ def run_training(request: TrainRequest) -> TrainOutcome:
     name = f"train {short_name(architecture)} on {Path(data.dataset).name}"
     tags = {"resumed_from": earlier.run_id} if earlier else {}
     with tracking.tracked_run("train", name, config, tags=tags) as run_id, tempfile.TemporaryDirectory() as scratch:
-        report(_announcement(model, dataset, architecture, device, request.config))
+        report(_announcement(model.to(device), dataset, architecture, request.config))
         keeper = _Keeper(Path(scratch), config, earlier)
-        with Progress(name, shorten=SHORTEN if device.type == "cpu" else "") as progress:
+        with Progress(name) as progress:
             train(
-                model.to(device),
+                model,
                 dataset,
                 request.config,
                 on_epoch=keeper,
@@ -95,14 +96,16 @@ def run_training(request: TrainRequest) -> TrainOutcome:
         return TrainOutcome(run_id, uri, keeper.best["epoch"], keeper.best["val_accuracy"])
 
 
-def _announcement(
-    model: nn.Module, dataset: Dataset, architecture: Architecture, device: torch.device, config: TrainConfig
-) -> str:
+def _announcement(model: nn.Module, dataset: Dataset, architecture: Architecture, config: TrainConfig) -> str:
+    """What is going to be trained, and how to make it short where it would take over half an hour."""
     parameters = sum(p.numel() for p in model.parameters())
-    return (
+    device = next(model.parameters()).device
+    line = (
         f"training {short_name(architecture)} ({parameters:,} parameters) on {len(dataset.train):,} images of "
         f"{dataset.name}, {config.epochs} epochs on {device}"
     )
+    seconds = config.epochs * seconds_per_epoch(model, dataset)
+    return f"{line}\nthis will take about {duration(seconds)}. {SHORTEN}" if seconds > LONG_SECONDS else line
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,74 @@
+"""What several test files share: data and a network small enough to train in a second."""
+
+import os
+import shutil
+
+import mlflow
+import pytest
+import torch
+
+from netprune.data import Dataset, Split
+from netprune.models import Architecture, build_model, weights_digest
+from netprune.packing import PackedHeader
+from sweeps import tracking
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset():
+    """Three classes that a network of width 2 can tell apart: 72, 24 and 24 noisy images, one colour a class."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    noise = torch.randint(0, 120, (120, 3, 32, 32), generator=generator)
+    images = (noise + 110 * torch.eye(3, dtype=torch.int64)[labels][:, :, None, None]).to(torch.uint8)
+    parts = (Split(i, n) for i, n in zip(images.split([72, 24, 24]), labels.split([72, 24, 24]), strict=True))
+    return Dataset(
+        name="tiny",
+        **dict(zip(("train", "val", "test"), parts, strict=True)),
+        classes=("red", "green", "blue"),
+        mean=(0.38, 0.38, 0.38),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+@pytest.fixture
+def tiny_net():
+    """A fresh Net10 of width 2 for three classes, in train mode."""
+    return build_model(Architecture(name="net10", num_classes=3, width=2), seed=0)
+
+
+@pytest.fixture
+def tiny_header(tiny_dataset, tiny_net):
+    """The packed file's header for `tiny_net` on `tiny_dataset`."""
+    return PackedHeader(
+        architecture=Architecture(name="net10", num_classes=3, width=2),
+        classes=tiny_dataset.classes,
+        mean=tiny_dataset.mean,
+        std=tiny_dataset.std,
+        dense_digest=weights_digest(tiny_net),
+    )
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory):
+    """An MLflow database with its tables and nothing in them: making one takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch, fresh_database):
+    """The working directory for one test, with an MLflow store of its own in it."""
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fresh_database, tmp_path / "mlflow.db")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    tracking.open_store()
+    yield tmp_path
+    while mlflow.active_run():
+        mlflow.end_run("FAILED")
+    mlflow.set_tracking_uri(before)

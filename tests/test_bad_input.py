@@ -1,0 +1,247 @@
+"""What bad input gets: one or two lines that name the mend, a non-zero exit, nothing left open or half-registered."""
+
+import socket
+import sqlite3
+import time
+import urllib.request
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from netprune.models import Architecture, build_model
+from sweeps import analyse, pipeline, register, report, scan_sensitivity, search_sparsity, tracking, train
+
+SMALL = ["--width", "2", "--weights", "dense.pt", "--dataset", "digits"]
+
+
+@pytest.fixture
+def refused(store):
+    """Run a command that must be refused; returns its message."""
+
+    def run(command, *arguments):
+        result = CliRunner().invoke(command, list(arguments))
+        assert result.exit_code in (1, 2), result.output
+        assert 1 <= len(result.stderr.strip().splitlines()) <= 2, result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result.stderr
+
+    yield run
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert [found.info.run_name for found in runs if found.info.status == "RUNNING"] == []
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+@pytest.fixture
+def dense(store):
+    """`dense.pt`: an untrained Net10 of width 2, as a plain state dict."""
+    torch.save(build_model(Architecture(name="net10", num_classes=10, width=2)).state_dict(), "dense.pt")
+
+
+def image(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((32, 32, 3), value, dtype=np.uint8)).save(path)
+
+
+def test_train_unknown_data_set_names_the_known_ones(refused):
+    assert "unknown data set 'mnist': choose one of cifar10, digits" in refused(train.main, "--dataset", "mnist")
+
+
+def test_train_unknown_model_names_the_known_ones(refused):
+    message = refused(train.main, "--dataset", "digits", "--model", "resnet")
+    assert "unknown model 'resnet': choose one of net10, vgg16" in message
+
+
+def test_train_unknown_option_is_named(refused):
+    assert "--colour" in refused(train.main, "--colour", "red")
+
+
+def test_train_unknown_device_is_named(refused):
+    assert "device 'tpu9' is not available here" in refused(train.main, "--dataset", "digits", "--device", "tpu9")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epochs", "0"),
+        ("batch-size", "1"),
+        ("max-lr", "0"),
+        ("max-lr", "nan"),
+        ("weight-decay", "-1"),
+        ("grad-clip", "0"),
+    ],
+)
+def test_train_option_out_of_range_is_named_with_its_range(refused, option, value):
+    message = refused(train.main, "--dataset", "digits", f"--{option}", value)
+    assert f"{option.replace('-', '_')} is" in message
+    assert "it must be" in message
+
+
+def test_train_option_that_is_no_number_is_named(refused):
+    message = refused(train.main, "--epochs", "many")
+    assert "--epochs" in message
+    assert "many" in message
+
+
+def test_train_width_zero_is_refused(refused):
+    assert "width is 0; it must be at least 1" in refused(train.main, "--dataset", "digits", "--width", "0")
+
+
+def test_cifar10_absent_and_refused_names_the_mends(refused, monkeypatch, tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    _proxy(monkeypatch, port)
+    message = refused(train.main, "--data-dir", str(tmp_path / "none"))
+    assert "dataset=digits" in message
+    assert "data_dir" in message
+
+
+def test_cifar10_absent_and_silent_host_is_given_up_within_ten_seconds(refused, monkeypatch, tmp_path):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        _proxy(monkeypatch, silent.getsockname()[1])
+        start = time.monotonic()
+        message = refused(train.main, "--data-dir", str(tmp_path / "none"))
+    assert time.monotonic() - start < 10
+    assert "dataset=digits" in message
+
+
+def _proxy(monkeypatch, port):
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it remembers the proxies of its first use
+
+
+def test_image_folder_empty_is_refused(refused, tmp_path):
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    assert "holds no images" in refused(train.main, "--dataset", "photos", "--data-dir", "cache")
+
+
+def test_image_folder_without_train_is_refused(refused, tmp_path):
+    image(tmp_path / "photos" / "cats" / "1.png")
+    assert "has no train/ folder" in refused(train.main, "--dataset", "photos", "--data-dir", "cache")
+
+
+def test_image_folder_of_one_class_is_refused(refused, tmp_path):
+    image(tmp_path / "photos" / "train" / "cats" / "1.png")
+    assert "one class only (cats)" in refused(train.main, "--dataset", "photos", "--data-dir", "cache")
+
+
+def test_image_folder_with_a_corrupt_image_names_the_file(refused, tmp_path):
+    for name in ("cats", "dogs"):
+        for index in range(3):
+            image(tmp_path / "photos" / "train" / name / f"{index}.png", index)
+    (tmp_path / "photos" / "train" / "dogs" / "bad.png").write_bytes(b"not an image")
+    message = refused(train.main, "--dataset", "photos", "--data-dir", "cache")
+    assert "dogs/bad.png is not a readable image" in message
+
+
+def test_weights_of_another_width_name_layer_and_shapes(refused, dense):
+    message = refused(search_sparsity.main, *SMALL, "--width", "4")
+    assert "conv1.0.weight is (2, 3, 3, 3) in the file and (4, 3, 3, 3) in the network" in message
+
+
+def test_weights_with_another_head_name_layer_shapes_and_adapt_head(refused, store):
+    torch.save(build_model(Architecture(name="net10", num_classes=1000, width=2)).state_dict(), "dense.pt")
+    message = refused(train.main, *SMALL)
+    assert "classifier.4.weight is (1000, 8) in the file and (10, 8) in the network" in message
+    assert "--adapt-head" in message
+
+
+def test_weights_absent_or_garbled_are_named(refused, tmp_path):
+    assert "dense.pt does not exist" in refused(search_sparsity.main, *SMALL)
+    (tmp_path / "dense.pt").write_bytes(b"not weights")
+    assert "dense.pt is not a readable state dict" in refused(search_sparsity.main, *SMALL)
+
+
+def test_search_floor_above_the_dense_network_names_both(refused, dense):
+    message = refused(search_sparsity.main, *SMALL, "--accuracy-floor", "99.9")
+    assert "the floor is 99.90 % and the dense network reaches" in message
+
+
+def test_search_floor_given_as_a_fraction_is_refused(refused, dense):
+    assert "it is in percent" in refused(search_sparsity.main, *SMALL, "--accuracy-floor", "0.9")
+
+
+@pytest.mark.parametrize(("low", "high"), [("0.4", "1.0"), ("-0.1", "0.9"), ("0.9", "0.4"), ("nan", "0.9")])
+def test_scan_sparsity_outside_zero_to_one_is_refused(refused, dense, low, high):
+    for command in (scan_sensitivity.main, search_sparsity.main):
+        assert "must lie in [0, 1)" in refused(command, *SMALL, "--low", low, "--high", high)
+
+
+@pytest.mark.parametrize("allocation", ["uniform:0", "uniform:1.5", "global_magnitude:-1"])
+def test_analyse_sparsity_outside_zero_to_one_is_refused(refused, dense, allocation):
+    assert "must be above 0 and at most 1" in refused(analyse.main, *SMALL, "--allocation", allocation)
+
+
+def test_analyse_unknown_allocation_names_the_known_ones(refused, dense):
+    assert "choose none, document" in refused(analyse.main, *SMALL, "--allocation", "magic:0.1")
+
+
+@pytest.mark.parametrize("command", [search_sparsity.main, pipeline.main])
+def test_search_zero_trials_is_refused(refused, command):
+    assert "trials is 0; a study needs at least 1" in refused(command, "--trials", "0")
+
+
+@pytest.mark.parametrize("command", [search_sparsity.main, scan_sensitivity.main, analyse.main])
+def test_no_dense_model_in_the_store_says_how_to_get_one(refused, command):
+    message = refused(command)
+    assert "no dense model in the store" in message
+    assert "mlflow run . -e train" in message
+
+
+def test_two_sources_at_once_are_refused(refused, dense):
+    assert "name one dense model" in refused(scan_sensitivity.main, *SMALL, "--model-uri", "models:/a@b")
+
+
+@pytest.mark.parametrize("command", [register.main, report.main])
+def test_no_study_in_the_store_says_how_to_get_one(refused, command):
+    assert "python -m sweeps.search_sparsity" in refused(command)
+    assert "no study nosuch" in refused(command, "--study-name", "nosuch")
+
+
+def test_register_with_nothing_feasible_says_how_far_and_registers_nothing(refused):
+    recipe = ["--dataset", "digits", "--width", "4", "--epochs", "4", "--batch-size", "32"]
+    assert CliRunner().invoke(train.main, recipe).exit_code == 0
+    options = ["--max-drop", "0", "--trials", "1", "--finetune-epochs", "0", "--low", "0.9", "--study-name", "hopeless"]
+    searched = CliRunner().invoke(search_sparsity.main, options)
+    assert searched.exit_code == 0, searched.output
+    assert "no trial meets the floor yet" in searched.output
+    message = refused(register.main, "--study-name", "hopeless")
+    assert "the nearest, trial 000" in message
+    assert "points short" in message
+
+
+def test_resume_without_an_interrupted_training_is_refused(refused):
+    assert "no interrupted training" in refused(train.main, "--dataset", "digits", "--resume")
+
+
+def test_store_read_only_is_refused_with_the_mend(store):
+    with tracking.tracked_run("train", "earlier", {}):
+        pass
+    mlflow.set_tracking_uri(f"sqlite:///file:{store / 'mlflow.db'}?mode=ro&uri=true")
+    result = CliRunner().invoke(train.main, ["--dataset", "digits", "--width", "1", "--epochs", "1"])
+    assert result.exit_code == 1
+    assert "cannot be written: mend its permissions" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_store_locked_is_refused_with_the_mend(store):
+    other = sqlite3.connect(store / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        result = CliRunner().invoke(train.main, ["--dataset", "digits", "--width", "1", "--epochs", "1"])
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    assert result.exit_code == 1
+    assert "is locked by another program" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr

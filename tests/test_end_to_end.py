@@ -1,0 +1,236 @@
+"""The real commands, in processes of their own, in a copy of the project with a store of its own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+pytestmark = pytest.mark.end_to_end
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["-P", "dataset=digits", "-P", "width=2", "-P", "batch_size=64", "-P", "max_lr=0.02"]
+PYTHON_DIR = str(Path(sys.executable).parent)
+
+
+def environment(**more):
+    """The active environment and nothing else: no pyenv on the PATH, no MLflow setting of ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYENV"))}
+    return kept | {"PATH": f"{PYTHON_DIR}:/usr/bin:/bin", "OMP_NUM_THREADS": "2"} | more
+
+
+def run(folder, *words, **more):
+    return subprocess.run(
+        words, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def copy_project(folder):
+    for name in ("MLproject", "setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("netprune", "sweeps"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+class Store:
+    """Reads the store of a project folder from outside, with no state of MLflow's in this process."""
+
+    def __init__(self, folder):
+        self.client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+    def runs(self, where=""):
+        """Newest first."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        return self.client.search_runs(experiments, where, order_by=["start_time DESC"])
+
+    def stage(self, name, study=None):
+        and_study = f" and tags.`netprune.study` = '{study}'" if study else ""
+        return self.runs(f"tags.`netprune.stage` = '{name}'{and_study}")
+
+    def artifacts(self, run, folder):
+        return {Path(file.path).name for file in self.client.list_artifacts(run.info.run_id, folder)}
+
+    def steps(self, run, metric):
+        return sorted(point.step for point in self.client.get_metric_history(run.info.run_id, metric))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project folder in which a small Net10 has been trained by plain `mlflow run . -e train`."""
+    folder = copy_project(tmp_path_factory.mktemp("project"))
+    trained = run(folder, "mlflow", "run", ".", "-e", "train", *SMALL, "-P", "epochs=2")
+    assert trained.returncode == 0, trained.stderr
+    return folder
+
+
+@pytest.fixture
+def store(project):
+    """The store of `project`."""
+    return Store(project)
+
+
+def test_mlflow_run_train_lands_in_the_projects_experiment_with_model_and_checkpoints(store):
+    (found,) = store.stage("train")[-1:]
+    assert found.info.status == "FINISHED"
+    assert store.client.get_experiment(found.info.experiment_id).name == "netprune"
+    assert found.data.params["width"] == "2"  # as `mlflow run` recorded it
+    assert found.data.params["train.max_lr"] == "0.02"  # as the command resolved it
+    assert store.steps(found, "val_accuracy") == [1, 2]
+    assert store.artifacts(found, "checkpoints") == {"last.pt", "best.pt"}
+
+
+def test_search_register_and_load_from_another_folder_gives_the_logged_test_accuracy(project, store, tmp_path):
+    def search(trials):
+        options = ["--max-drop", "60", "--trials", trials, "--batch-size", "64", "--study-name", "small"]
+        done = run(project, sys.executable, "-m", "sweeps.search_sparsity", *options)
+        assert done.returncode == 0, done.stderr
+
+    search("2")
+    (study,) = store.stage("search", "small")
+    trials = store.stage("trial", "small")
+    assert {trial.data.tags["mlflow.parentRunId"] for trial in trials} == {study.info.run_id}
+    assert len(trials) == 2
+    for trial in trials:
+        assert {"val_accuracy", "packed_bytes", "sparsity", "feasible"} <= set(trial.data.metrics)
+        assert "trial.sparsity/res1.0.0.weight" in trial.data.params
+
+    search("3")  # goes on with the same study, in the same run, with the same scan
+    assert [found.info.run_id for found in store.stage("search", "small")] == [study.info.run_id]
+    assert len(store.stage("trial", "small")) == 3
+    assert len(store.stage("scan")) == 1
+
+    registered = run(project, "mlflow", "run", ".", "-e", "register", "-P", "study_name=small")
+    assert registered.returncode == 0, registered.stderr
+    assert "registered: net10-w2-digits version 1, alias champion" in registered.stdout
+    (entry,) = store.stage("register")
+    script = (
+        "import mlflow\n"
+        "from netprune import load_dataset\n"
+        "test = load_dataset('digits', '.').test\n"
+        "model = mlflow.pyfunc.load_model('models:/net10-w2-digits@champion')\n"
+        "hits = model.predict((test.images.float() / 255).numpy()).argmax(1) == test.labels.numpy()\n"
+        "print(repr(float(hits.mean())))\n"
+    )
+    uri = f"sqlite:///{project / 'mlflow.db'}"
+    loaded = run(tmp_path, sys.executable, "-c", script, MLFLOW_TRACKING_URI=uri)
+    assert loaded.returncode == 0, loaded.stderr
+    assert float(loaded.stdout.split()[-1]) == entry.data.metrics["test_accuracy"]
+
+    twice = run(project, sys.executable, "-m", "sweeps.register", "--study-name", "small")
+    assert "already registered: net10-w2-digits version 1" in twice.stdout
+
+    drawn = run(project, "mlflow", "run", ".", "-e", "report", "-P", "study_name=small")
+    assert drawn.returncode == 0, drawn.stderr
+    drawn_figures = store.artifacts(study, "figures")
+    assert {"size_against_accuracy.png", "sensitivity.png", "weights_after_nonzero.png"} <= drawn_figures
+    assert not store.runs("attributes.status = 'RUNNING'")
+
+
+def test_mlflow_run_main_ends_with_table_model_and_the_command_for_the_ui(tmp_path):
+    copy_project(tmp_path)
+    options = ["-P", "width=2", "-P", "epochs=3", "-P", "trials=1", "-P", "finetune_epochs=1", "-P", "max_drop=90"]
+    done = run(tmp_path, "mlflow", "run", ".", *options)
+    assert done.returncode == 0, done.stderr
+    table = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert {"dense", "pruned"} <= set(table)
+    assert "net10-w2-digits version 1, alias champion" in done.stdout
+    assert done.stdout.strip().endswith("mlflow ui")
+    store = Store(tmp_path)
+    assert {found.info.status for found in store.runs()} == {"FINISHED"}
+    (study,) = store.stage("search")
+    assert "size_against_accuracy.png" in store.artifacts(study, "figures")
+    version = store.client.get_model_version_by_alias("net10-w2-digits", "champion")
+    assert int(version.version) == 1
+
+
+def test_mlflow_run_with_pyenv_on_the_path_does_not_call_it(project, tmp_path):
+    fake = tmp_path / "pyenv"
+    fake.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+    fake.chmod(0o755)
+    path = f"{PYTHON_DIR}:{tmp_path}:/usr/bin:/bin"
+    done = run(project, "mlflow", "run", ".", "-e", "analyse", PATH=path, PYENV_ROOT=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "called").exists()
+
+
+def test_mlflow_run_uses_the_code_of_its_own_folder(tmp_path):
+    copy_project(tmp_path)
+    for path in (tmp_path / "sweeps" / "__init__.py", tmp_path / "netprune" / "errors.py"):
+        path.write_text(path.read_text() + f"\nimport sys; print('copy of {path.parent.name}', file=sys.stderr)\n")
+    done = run(tmp_path, "mlflow", "run", ".", "-e", "report")
+    assert "copy of sweeps" in done.stderr
+    assert "copy of netprune" in done.stderr
+    assert "no study" in done.stderr
+    assert done.returncode != 0
+    assert {found.info.status for found in Store(tmp_path).runs()} == {"FAILED"}
+
+
+def start_long_training(folder, *words):
+    """The process, once its first epoch is over."""
+    process = subprocess.Popen(
+        words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch 1/"):
+            return process
+    raise AssertionError("".join(lines))
+
+
+def until(condition, seconds=60):
+    """Whether `condition` came true in time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.3)
+    return bool(condition())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_train_interrupted_is_killed_with_its_checkpoint_and_resumes(project, store, number):
+    seed = str(int(number))
+    options = ["--dataset", "digits", "--width", "2", "--batch-size", "64", "--epochs", "20", "--seed", seed]
+    command = [sys.executable, "-m", "sweeps.train", *options]
+    process = start_long_training(project, *command)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    (killed,) = store.runs(f"attributes.status = 'KILLED' and params.`train.seed` = '{seed}'")
+    assert "last.pt" in store.artifacts(killed, "checkpoints")
+    if number == signal.SIGTERM:
+        resumed = run(project, *command, "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        (found,) = store.runs(f"tags.resumed_from = '{killed.info.run_id}'")
+        assert store.steps(found, "val_accuracy") == list(range(1, 21))
+        assert "epoch 1/20" not in resumed.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_mlflow_run_stopped_leaves_no_run_running(project, store, number):
+    process = start_long_training(project, "mlflow", "run", ".", "-e", "train", *SMALL, "-P", "epochs=80")
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert until(lambda: not store.runs("attributes.status = 'RUNNING'"))
+    assert store.runs()[0].info.status in ("KILLED", "FAILED")
+
+
+def test_search_interrupted_closes_study_and_trial_and_refuses_other_constants(project, store):
+    options = ["--max-drop", "60", "--trials", "2", "--batch-size", "64", "--study-name", "cut", "--finetune-epochs"]
+    command = [sys.executable, "-m", "sweeps.search_sparsity", *options]
+    process = subprocess.Popen(
+        [*command, "400"], cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    assert until(lambda: store.stage("trial", "cut"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    found = {run.data.tags["netprune.stage"]: run.info.status for run in store.runs("tags.`netprune.study` = 'cut'")}
+    assert found == {"search": "KILLED", "trial": "KILLED"}
+    refused = run(project, *command, "1")
+    assert refused.returncode == 1
+    assert "study cut was made with finetune_epochs=400, not 1" in refused.stderr

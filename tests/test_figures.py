@@ -1,0 +1,148 @@
+"""Figures: what is drawn is what was measured, and every figure can be drawn."""
+
+import io
+
+import numpy as np
+import pytest
+
+from netprune.evaluation import Evaluation
+from netprune.sensitivity import Sensitivity
+from netprune.size import LayerSize, ModelSize
+from sweeps import figures
+
+
+def draw(figure):
+    """Render; returns the PNG's length. Warnings are errors here."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=50)
+    return len(file.getvalue())
+
+
+def line(axes, label):
+    return next(artist for artist in axes.lines if artist.get_label() == label)
+
+
+def points(axes, label):
+    return next(c for c in axes.collections if c.get_label() == label).get_offsets()
+
+
+def sensitivity(layers):
+    rng = np.random.default_rng(0)
+    shape = (layers, 3)
+    return Sensitivity(
+        layers=tuple(f"layer{i}.weight" for i in range(layers)),
+        sizes=(10,) * layers,
+        sparsities=(0.4, 0.6, 0.8),
+        loss=rng.uniform(0.5, 3, shape),
+        loss_se=rng.uniform(0.01, 0.1, shape),
+        accuracy=rng.uniform(0, 1, shape),
+        accuracy_se=rng.uniform(0.001, 0.01, shape),
+        baseline=Evaluation(loss=0.4, loss_se=0.01, accuracy=0.87, accuracy_se=0.01, count=100),
+        split="val",
+        val_digest="",
+        digest="",
+    )
+
+
+def size(nonzero):
+    layers = [
+        LayerSize(name=f"conv{i}.weight", parameters=100 * 10**i, nonzero=n, prunable=True)
+        for i, n in enumerate(nonzero)
+    ]
+    return ModelSize((*layers, LayerSize(name="conv0.bias", parameters=4, nonzero=4, prunable=False)))
+
+
+@pytest.mark.parametrize("layers", [1, 10, 16])
+def test_sensitivity_curves_draw_every_layer_and_the_dense_network(layers):
+    scan = sensitivity(layers)
+    figure = figures.sensitivity_curves(scan)
+    accuracy, loss = figure.axes
+    for axes, values, dense in ((accuracy, 100 * scan.accuracy, 87.0), (loss, scan.loss, 0.4)):
+        assert len(axes.containers) == layers
+        for container, row in zip(axes.containers, values, strict=True):
+            assert np.allclose(container.lines[0].get_xdata(), scan.sparsities)
+            assert np.allclose(container.lines[0].get_ydata(), row)
+        assert np.allclose(line(axes, "dense").get_ydata(), dense)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(labels) == sorted([*scan.layers, "dense"])
+    assert draw(figure) > 1000
+
+
+def test_parameters_per_layer_draws_prunable_layers_only():
+    figure = figures.parameters_per_layer(size((50, 60, 70)))
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [100, 1000, 10000]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["conv0.weight", "conv1.weight", "conv2.weight"]
+    assert draw(figure) > 1000
+
+
+@pytest.mark.parametrize("nonzero", [(50, 60, 70), (0, 1, 10_000)])
+def test_parameters_per_layer_draws_what_is_left_beside_all(nonzero):
+    figure = figures.parameters_per_layer(size((100, 1000, 10_000)), size(nonzero))
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [100, 1000, 10_000, *nonzero]
+    assert {f"{count:,}" for count in nonzero} <= {text.get_text() for text in axes.texts}
+    assert draw(figure) > 1000
+
+
+@pytest.mark.parametrize("nonzero_only", [False, True])
+@pytest.mark.parametrize("layers", [1, 4, 5])
+def test_weight_histograms_count_the_weights(layers, nonzero_only):
+    rng = np.random.default_rng(0)
+    weights = {f"conv{i}.weight": rng.normal(size=(5, 4, 3, 3)).astype(np.float32) for i in range(layers)}
+    for values in weights.values():
+        values[:2] = 0
+    figure = figures.weight_histograms(weights, nonzero_only=nonzero_only)
+    assert len(figure.axes) == layers
+    shown = 108 if nonzero_only else 180
+    for axes, name in zip(figure.axes, weights, strict=True):
+        assert sum(bar.get_height() for bar in axes.patches) == shown
+        assert axes.get_title() == f"{name}\n{shown} of 180"
+    assert draw(figure) > 1000
+
+
+@pytest.mark.parametrize("nonzero_only", [False, True])
+def test_weight_histograms_of_an_empty_layer_can_be_drawn(nonzero_only):
+    figure = figures.weight_histograms({"conv.weight": np.zeros((4, 3), np.float32)}, nonzero_only=nonzero_only)
+    assert figure.axes[0].get_title() == f"conv.weight\n{0 if nonzero_only else 12} of 12"
+    assert draw(figure) > 1000
+
+
+def test_size_against_accuracy_parts_the_trials_at_the_floor():
+    # the first is below the floor by rounding alone, and meets it
+    figure = figures.size_against_accuracy([1000, 2000, 3000, 4000], [0.8 - 1e-12, 0.79, 0.8, 0.85], 0.8, (90_000, 0.9))
+    (axes,) = figure.axes
+    assert np.allclose(points(axes, "meets the floor"), [[1, 80], [3, 80], [4, 85]])
+    assert np.allclose(points(axes, "below the floor"), [[2, 79]])
+    assert np.allclose(points(axes, "dense"), [[90, 90]])
+    assert np.allclose(line(axes, "floor 80.00 %").get_ydata(), 80)
+    assert draw(figure) > 1000
+
+
+@pytest.mark.parametrize("accuracies", [[0.9, 0.9], [0.1, 0.1]], ids=["all meet", "none meets"])
+def test_size_against_accuracy_of_one_kind_only_can_be_drawn(accuracies):
+    figure = figures.size_against_accuracy([1000, 2000], accuracies, 0.8, (90_000, 0.9))
+    met = len(points(figure.axes[0], "meets the floor"))
+    assert met == (2 if accuracies[0] > 0.8 else 0)
+    assert draw(figure) > 1000
+
+
+def test_trial_history_follows_the_smallest_feasible_trial():
+    sizes, feasible = [5000, 3000, 4000, 1000, 2000], [False, True, True, False, True]
+    figure = figures.trial_history(sizes, feasible)
+    (axes,) = figure.axes
+    best = line(axes, "best so far").get_ydata()
+    expected = [
+        min((s for s, f in list(zip(sizes, feasible, strict=True))[: i + 1] if f), default=np.nan) for i in range(5)
+    ]
+    assert np.allclose(best, np.array(expected) / 1000, equal_nan=True)
+    assert line(axes, "meets the floor").get_xdata().tolist() == [2, 3, 5]
+    assert line(axes, "below the floor").get_xdata().tolist() == [1, 4]
+    assert draw(figure) > 1000
+
+
+@pytest.mark.parametrize("feasible", [False, True])
+def test_trial_history_of_one_trial_can_be_drawn(feasible):
+    figure = figures.trial_history([1000], [feasible])
+    assert np.isnan(line(figure.axes[0], "best so far").get_ydata()[0]) != feasible
+    assert draw(figure) > 1000

@@ -1,0 +1,219 @@
+"""Folders of images: their order, their cache, and folders that cannot be used."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from netprune import image_folder
+from netprune.data import load_dataset
+from netprune.errors import InputError
+from netprune.image_folder import read_image_folder
+
+
+def pixels(seed):
+    return np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def make_folder(folder, *, classes=("cat", "dog"), count=3, seed=0):
+    """`count` random PNGs a class; returns them by path."""
+    made = {}
+    for i, name in enumerate(classes):
+        for j in range(count):
+            path = folder / name / f"{j}.png"
+            made[path] = pixels(1000 * seed + 100 * i + j)
+            save(path, made[path])
+    return made
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Call it to make any decoding from now on a failure."""
+    return lambda: monkeypatch.setattr(image_folder, "_decode", lambda _: pytest.fail("decoded"))
+
+
+def test_read_image_folder_gives_images_in_the_order_of_sorted_paths(tmp_path):
+    names = ["dog/b.png", "dog/a.png", "cat/2.png", "cat/10.png", "cat/sub/x.png", "Ant/z.PNG"]
+    made = {name: pixels(i) for i, name in enumerate(names)}
+    for name, array in made.items():
+        save(tmp_path / "in" / name, array)
+    found = read_image_folder(tmp_path / "in", tmp_path / "cache")
+    order = sorted(names)
+    assert found.classes == ("Ant", "cat", "dog")
+    assert found.images.dtype == torch.uint8
+    assert np.array_equal(found.images, np.stack([made[name].transpose(2, 0, 1) for name in order]))
+    assert found.labels.tolist() == [found.classes.index(name.split("/")[0]) for name in order]
+    assert found.labels.dtype == torch.int64
+
+
+def test_read_image_folder_other_files_are_passed_over(tmp_path):
+    make_folder(tmp_path / "in")
+    (tmp_path / "in" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "in" / "README.md").write_text("no class")
+    assert len(read_image_folder(tmp_path / "in", tmp_path / "cache").images) == 6
+
+
+def test_read_image_folder_second_time_takes_the_cache(tmp_path, no_decoding):
+    make_folder(tmp_path / "in")
+    first = read_image_folder(tmp_path / "in", tmp_path / "cache")
+    no_decoding()
+    second = read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert torch.equal(first.images, second.images)
+    assert torch.equal(first.labels, second.labels)
+    assert first.classes == second.classes
+
+
+@pytest.mark.parametrize("change", ["content", "added", "removed"])
+def test_read_image_folder_that_changed_is_decoded_again(tmp_path, change):
+    made = make_folder(tmp_path / "in")
+    read_image_folder(tmp_path / "in", tmp_path / "cache")
+    path = tmp_path / "in" / "cat" / "1.png"
+    if change == "content":
+        made[path] = pixels(99)
+        save(path, made[path])
+        os.utime(path, ns=(1, 1))
+    elif change == "added":
+        made[path.with_name("9.png")] = pixels(99)
+        save(path.with_name("9.png"), pixels(99))
+    else:
+        del made[path]
+        path.unlink()
+    found = read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert np.array_equal(found.images, np.stack([made[path].transpose(2, 0, 1) for path in sorted(made)]))
+
+
+def test_read_image_folder_damaged_cache_is_replaced(tmp_path, no_decoding):
+    made = make_folder(tmp_path / "in")
+    read_image_folder(tmp_path / "in", tmp_path / "cache")
+    (cache,) = (tmp_path / "cache").iterdir()
+    cache.write_bytes(cache.read_bytes()[:-100])
+    again = read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert np.array_equal(again.images, np.stack([made[path].transpose(2, 0, 1) for path in sorted(made)]))
+    no_decoding()
+    assert torch.equal(read_image_folder(tmp_path / "in", tmp_path / "cache").images, again.images)
+
+
+def test_read_image_folder_leaves_nothing_but_the_cache_behind(tmp_path):
+    make_folder(tmp_path / "in")
+    read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
+
+
+def test_read_image_folder_cache_that_cannot_be_kept_names_data_dir(tmp_path):
+    make_folder(tmp_path / "in")
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    with pytest.raises(InputError, match="data_dir"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (48, 96), (100, 40), (8, 8), (31, 33)])
+def test_read_image_folder_other_size_is_scaled_about_its_centre(tmp_path, width, height):
+    make_folder(tmp_path / "in", count=1)
+    rows, columns = np.mgrid[:height, :width]
+    # a disc about the centre, a quarter of the shorter side in radius
+    disc = np.hypot(rows - (height - 1) / 2, columns - (width - 1) / 2) < min(width, height) / 4
+    save(tmp_path / "in" / "cat" / "disc.png", np.repeat(disc[..., None] * np.uint8(255), 3, axis=2))
+    image = read_image_folder(tmp_path / "in", tmp_path / "cache").images[1].float() / 255
+    assert image.shape == (3, 32, 32)
+    weight = image[0] / image[0].sum()
+    position = torch.arange(32.0)
+    assert (weight.sum(1) @ position).item() == pytest.approx(15.5, abs=0.6)
+    assert (weight.sum(0) @ position).item() == pytest.approx(15.5, abs=0.6)
+    assert image[0].sum().item() == pytest.approx(np.pi * 8**2, rel=0.2)
+
+
+def test_read_image_folder_grey_image_becomes_rgb(tmp_path):
+    make_folder(tmp_path / "in", count=1)
+    grey = pixels(7)[..., 0]
+    save(tmp_path / "in" / "cat" / "grey.png", grey)
+    image = read_image_folder(tmp_path / "in", tmp_path / "cache").images[1]
+    assert np.array_equal(image, np.stack([grey] * 3))
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "1", "CMYK"])
+def test_read_image_folder_other_colour_modes_become_rgb(tmp_path, mode):
+    make_folder(tmp_path / "in", count=1)
+    path = tmp_path / "in" / "cat" / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.fromarray(pixels(3)).convert(mode).save(path)
+    assert read_image_folder(tmp_path / "in", tmp_path / "cache").images.shape == (3, 3, 32, 32)
+
+
+def test_read_image_folder_without_images_says_where_they_go(tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(InputError, match=r"in holds no images: put them under .*in/<class>/"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+def test_read_image_folder_of_one_class_names_it(tmp_path):
+    make_folder(tmp_path / "in", classes=("cat",))
+    with pytest.raises(InputError, match=r"one class only.*cat.*two"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+def test_read_image_folder_with_an_empty_class_names_it(tmp_path):
+    make_folder(tmp_path / "in")
+    (tmp_path / "in" / "emu").mkdir()
+    with pytest.raises(InputError, match="in/emu holds no images"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", None], ids=["empty", "text", "head", "cut"]
+)
+def test_read_image_folder_corrupt_image_is_named(tmp_path, content):
+    make_folder(tmp_path / "in")
+    path = tmp_path / "in" / "dog" / "1.png"
+    path.write_bytes(path.read_bytes()[:500] if content is None else content)
+    with pytest.raises(InputError, match=r"in/dog/1\.png is not a readable image"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert not list(tmp_path.glob("cache/*"))
+
+
+def test_load_dataset_folder_without_train_says_so(tmp_path):
+    (tmp_path / "in" / "cat").mkdir(parents=True)
+    with pytest.raises(InputError, match="no train/ folder"):
+        load_dataset(str(tmp_path / "in"), tmp_path)
+
+
+def test_load_dataset_folder_without_test_holds_a_tenth_out_for_each(tmp_path):
+    made = make_folder(tmp_path / "in" / "train", count=15)
+    images = np.stack([made[path].transpose(2, 0, 1) for path in sorted(made, key=str)])
+    dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0)).numpy()
+    for part, index in ((dataset.val, order[:3]), (dataset.test, order[3:6]), (dataset.train, order[6:])):
+        assert np.array_equal(part.images, images[index])
+        assert part.labels.tolist() == (index >= 15).astype(int).tolist()
+    assert dataset.classes == ("cat", "dog")
+
+
+def test_load_dataset_folder_with_test_keeps_it_as_the_test_split(tmp_path):
+    make_folder(tmp_path / "in" / "train", count=10)
+    held = make_folder(tmp_path / "in" / "test", count=2, seed=1)
+    dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+    assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [18, 2, 4]
+    assert np.array_equal(dataset.test.images, np.stack([held[path].transpose(2, 0, 1) for path in sorted(held)]))
+    assert dataset.test.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_load_dataset_folder_with_other_test_classes_names_the_difference(tmp_path):
+    make_folder(tmp_path / "in" / "train")
+    make_folder(tmp_path / "in" / "test", classes=("cat", "cow", "dog"))
+    with pytest.raises(InputError, match="different classes: cow"):
+        load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_load_dataset_folder_of_few_images_has_no_empty_split_or_is_refused(tmp_path, count):
+    make_folder(tmp_path / "in" / "train", count=count)
+    try:
+        dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+    except InputError:
+        return
+    assert min(len(part) for part in (dataset.train, dataset.val, dataset.test)) > 0

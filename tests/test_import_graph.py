@@ -1,0 +1,71 @@
+"""Who may import whom: acyclic, in layers, and each outside library in its own room."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PATHS = [path for package in ("netprune", "sweeps") for path in ROOT.glob(f"{package}/**/*.py")]
+TREES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(p.read_text())
+    for p in PATHS
+}
+COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "pipeline")
+LAYERS = (
+    {"errors", "models", "data", "image_folder", "saliency", "size"},
+    {"loader", "masks"},
+    {"evaluation"},
+    {"training"},
+    {"sensitivity", "allocation", "packing"},
+    {"pruning", "pyfunc"},
+)
+RANK = {f"netprune.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer} | {"netprune": len(LAYERS)}
+
+
+def imported(tree):
+    """Full names, wherever in the module they are imported; `from a import b` is `a.b` where that is a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in TREES else f"{node.module}" for name in names)
+
+
+GRAPH = {name: set(imported(tree)) for name, tree in TREES.items()}
+
+
+def importers(package):
+    return {name for name, targets in GRAPH.items() if package in {target.split(".")[0] for target in targets}}
+
+
+def test_import_graph_of_both_packages_is_acyclic():
+    inside = {name: targets & TREES.keys() for name, targets in GRAPH.items()}
+    order = list(graphlib.TopologicalSorter(inside).static_order())  # raises CycleError
+    assert len(order) == len(PATHS) > 20
+
+
+def test_import_graph_of_the_library_goes_one_way():
+    modules = {name for name in GRAPH if name.startswith("netprune")}
+    assert modules == RANK.keys()
+    assert not [(one, other) for one in modules for other in GRAPH[one] & modules if RANK[other] > RANK[one]]
+
+
+def test_library_imports_no_driver_and_never_prints():
+    drivers = ("mlflow", "optuna", "click", "matplotlib", "tqdm", "sweeps")
+    assert not {name for driver in drivers for name in importers(driver) if name.startswith("netprune")}
+    names = {
+        (module, node.id) for module, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Name)
+    }
+    assert not {module for module, name in names if name == "print" and module.startswith("netprune")}
+
+
+def test_mlflow_and_optuna_are_imported_in_their_own_rooms_only():
+    assert importers("mlflow") == {"sweeps.tracking", "sweeps.experiment"}
+    assert importers("optuna") == {"sweeps.study"}
+
+
+def test_commands_are_imported_by_nobody():
+    commands = {f"sweeps.{name}" for name in COMMANDS}
+    assert commands <= GRAPH.keys()
+    assert not set().union(*GRAPH.values()) & commands

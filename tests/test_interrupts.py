@@ -1,0 +1,45 @@
+"""Stopping: signals become one kind of interrupt, and what must not be cut in half is not."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from sweeps import interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_heard_signal_becomes_keyboard_interrupt(number):
+    with pytest.raises(KeyboardInterrupt), interrupts.heard():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+
+def test_heard_second_signal_does_not_cut_the_closing_short():
+    closed = False
+    with pytest.raises(KeyboardInterrupt), interrupts.heard():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            closed = True
+    assert closed
+
+
+def test_heard_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with interrupts.heard():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_deferred_signal_waits_for_the_body():
+    finished = False
+    with pytest.raises(KeyboardInterrupt), interrupts.heard(), interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        finished = True
+    assert finished

@@ -1,0 +1,272 @@
+"""Networks: the document's own figures, and weights that load whole or not at all."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from netprune.errors import InputError
+from netprune.models import (
+    Architecture,
+    build_model,
+    load_weights,
+    prunable_weights,
+    read_state_dict,
+    weights_digest,
+)
+
+
+def net10(num_classes=3, width=2, seed=0):
+    return build_model(Architecture(name="net10", num_classes=num_classes, width=width), seed=seed)
+
+
+def on_meta(name, num_classes=10):
+    """The network with shapes and no values: nothing to fill, so the full size costs nothing."""
+    with torch.device("meta"):
+        return build_model(Architecture(name=name, num_classes=num_classes))
+
+
+class Code:
+    """A pickle of this makes a file when it is loaded by one who trusts it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_net10_at_width_128_has_the_documents_parameters():
+    model = on_meta("net10")
+    weights = prunable_weights(model)
+    assert sum(p.numel() for p in model.parameters()) == 26_793_994
+    assert len(weights) == 10
+    assert sum(w.numel() for w in weights.values()) == 26_780_032
+
+
+def test_net10_state_dict_has_the_documents_names():
+    model = net10()
+    blocks = ("conv1", "conv2", "res1.0", "res1.1", "conv3", "conv4", "res2.0", "res2.1")
+    assert list(prunable_weights(model)) == [f"{b}.0.weight" for b in blocks] + [
+        "classifier.3.weight",
+        "classifier.4.weight",
+    ]
+    assert {"res1.0.0.weight", "classifier.3.weight", "conv1.1.running_mean"} <= model.state_dict().keys()
+
+
+def test_net10_forward_equals_the_document_written_out():
+    model = net10(num_classes=5, width=3).eval()
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def block(x, b):
+        x = F.conv2d(x, b[0].weight, b[0].bias, padding=1)
+        x = F.batch_norm(x, b[1].running_mean, b[1].running_var, b[1].weight, b[1].bias)
+        return x.clamp(min=0)
+
+    with torch.no_grad():
+        x = F.max_pool2d(block(block(images, model.conv1), model.conv2), 2)
+        x = block(block(x, model.res1[0]), model.res1[1]) + x
+        x = F.max_pool2d(block(F.max_pool2d(block(x, model.conv3), 2), model.conv4), 2)
+        x = block(block(x, model.res2[0]), model.res2[1]) + x
+        x = x.amax((2, 3)) @ model.classifier[3].weight.T + model.classifier[3].bias
+        x = x @ model.classifier[4].weight.T + model.classifier[4].bias
+        logits = model(images)
+    assert logits.shape == (4, 5)
+    torch.testing.assert_close(logits, x)
+
+
+def test_vgg16_has_an_output_a_class():
+    model = on_meta("vgg16", num_classes=7)
+    assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 7)
+    assert len(prunable_weights(model)) == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"name": "net11"}, "net11"), ({"width": 0}, "width"), ({"num_classes": 1}, "2 classes")],
+)
+def test_architecture_bad_value_is_refused_by_name(change, word):
+    with pytest.raises(InputError, match=word):
+        Architecture(**{"name": "net10", "num_classes": 3, "width": 2, **change})
+
+
+def test_build_model_same_seed_gives_the_same_network_and_other_seed_another():
+    digests = [weights_digest(net10(seed=seed)) for seed in (3, 3, 4)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_build_model_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    net10(seed=9)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_prunable_weights_leave_normalisation_and_biases_out():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Linear(4, 2)), nn.Embedding(3, 3))
+    assert list(prunable_weights(model)) == ["0.weight", "2.0.weight"]
+    assert prunable_weights(model)["0.weight"] is model[0].weight
+    assert list(prunable_weights(nn.Linear(2, 2))) == ["weight"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.conv1[0].weight.data.view(-1)[3].neg_(),
+        lambda model: model.conv1[1].running_mean.fill_(-0.0),  # equal in value to 0.0, not in bits
+        lambda model: model.res1[0][1].num_batches_tracked.add_(1),
+    ],
+    ids=["weight", "negative zero", "buffer"],
+)
+def test_weights_digest_any_bit_changed_gives_another(change):
+    model = net10()
+    before = weights_digest(model)
+    change(model)
+    assert weights_digest(model) != before
+
+
+def test_load_weights_that_fit_are_loaded_bit_for_bit():
+    source, model = net10(seed=1), net10(seed=2)
+    assert load_weights(model, source.state_dict()) == []
+    assert weights_digest(model) == weights_digest(source)
+
+
+def test_load_weights_other_head_is_refused_with_layer_shapes_and_option():
+    model = net10(num_classes=3)
+    before = weights_digest(model)
+    with pytest.raises(InputError) as refused:
+        load_weights(model, net10(num_classes=10, seed=1).state_dict())
+    for part in ("classifier.4.weight", "(10, 8)", "(3, 8)", "--adapt-head"):
+        assert part in str(refused.value)
+    assert weights_digest(model) == before
+
+
+def test_load_weights_adapt_head_loads_the_rest_and_keeps_the_head():
+    source, model = net10(num_classes=10, seed=1).state_dict(), net10(num_classes=3, seed=2)
+    own = copy.deepcopy(model.state_dict())
+    kept = load_weights(model, source, adapt_head=True)
+    assert sorted(kept) == ["classifier.4.bias", "classifier.4.weight"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, own[name] if name in kept else source[name]), name
+
+
+def test_load_weights_adapt_head_with_a_head_that_fits_loads_it_too():
+    source, model = net10(seed=1), net10(seed=2)
+    assert load_weights(model, source.state_dict(), adapt_head=True) == []
+    assert weights_digest(model) == weights_digest(source)
+
+
+@pytest.mark.parametrize("adapt_head", [False, True])
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_load_weights_other_width_is_refused_and_changes_nothing(adapt_head, num_classes):
+    model = net10(width=2)
+    before = weights_digest(model)
+    with pytest.raises(InputError) as refused:
+        load_weights(model, net10(num_classes=num_classes, width=4).state_dict(), adapt_head=adapt_head)
+    for part in ("conv1.0.weight", "(4, 3, 3, 3)", "(2, 3, 3, 3)", "width"):
+        assert part in str(refused.value)
+    assert weights_digest(model) == before
+
+
+def test_load_weights_one_late_shape_wrong_changes_nothing():
+    model, state = net10(), net10(seed=1).state_dict()
+    state["res2.1.1.bias"] = torch.zeros(15)
+    before = weights_digest(model)
+    with pytest.raises(InputError, match=r"res2\.1\.1\.bias"):
+        load_weights(model, state)
+    assert weights_digest(model) == before
+
+
+@pytest.mark.parametrize("adapt_head", [False, True])
+def test_load_weights_missing_and_unknown_names_are_named(adapt_head):
+    model, state = net10(), net10(seed=1).state_dict()
+    state["fc.weight"] = state.pop("conv3.0.bias")
+    before = weights_digest(model)
+    with pytest.raises(InputError) as refused:
+        load_weights(model, state, adapt_head=adapt_head)
+    assert "1 missing (conv3.0.bias)" in str(refused.value)
+    assert "1 unknown (fc.weight)" in str(refused.value)
+    assert weights_digest(model) == before
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_read_state_dict_reads_what_torch_saved(tmp_path, old_format):
+    state = net10().state_dict()
+    torch.save(state, tmp_path / "net.pt", _use_new_zipfile_serialization=not old_format)
+    loaded = read_state_dict(tmp_path / "net.pt")
+    assert list(loaded) == list(state)
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_read_state_dict_absent_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.pt does not exist"):
+        read_state_dict(tmp_path / "gone.pt")
+
+
+def test_read_state_dict_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=str(tmp_path)):
+        read_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 64,
+        b"model: net10\n",
+        b"<html>not found</html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"PK\x03\x04",
+        b"\x89PNG\r\n\x1a\n",
+        b"NETPRUNE\x01",
+        # these reach the unpickler's own opcodes
+        b".",
+        b"torch",
+        b"\x80\x02.",
+        b"h" * 20,
+    ],
+)
+def test_read_state_dict_garbage_is_refused(tmp_path, content):
+    (tmp_path / "net.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"net\.pt"):
+        read_state_dict(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_read_state_dict_cut_short_is_refused(tmp_path, old_format):
+    whole = io.BytesIO()
+    torch.save({"a": torch.arange(4.0)}, whole, _use_new_zipfile_serialization=not old_format)
+    data = whole.getvalue()
+    for length in range(0, len(data), 7):
+        (tmp_path / "net.pt").write_bytes(data[:length])
+        with pytest.raises(InputError, match=r"net\.pt"):
+            read_state_dict(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
+def test_read_state_dict_pickle_with_code_is_refused_and_not_run(tmp_path, save):
+    save({"a": torch.zeros(2), "b": Code(str(tmp_path / "ran"))}, tmp_path / "net.pt")
+    with pytest.raises(InputError, match="not a readable state dict"):
+        read_state_dict(tmp_path / "net.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(3),
+        [torch.zeros(3)],
+        {},
+        {"epoch": 3},
+        {"state_dict": {"a": torch.zeros(2)}},
+        {"a": torch.ones(1), "b": 1},
+    ],
+    ids=["tensor", "list", "empty", "number", "nested", "mixed"],
+)
+def test_read_state_dict_of_something_else_is_refused(tmp_path, value):
+    torch.save(value, tmp_path / "net.pt")
+    with pytest.raises(InputError, match="plain state dict"):
+        read_state_dict(tmp_path / "net.pt")

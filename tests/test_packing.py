@@ -1,0 +1,224 @@
+"""The packed file: every bit back, damage noticed, nothing half written."""
+
+import os
+import stat
+from dataclasses import replace
+
+import pytest
+import torch
+
+from netprune.errors import InputError
+from netprune.masks import apply_masks, make_masks
+from netprune.models import Architecture, build_model, prunable_weights, weights_digest
+from netprune.packing import PackedHeader, load, pack, read_packed, unpack, write_packed
+
+NAN_PAYLOAD = 0x7FC12345
+
+
+def prune_all(model, sparsity):
+    apply_masks(model, make_masks(model, dict.fromkeys(prunable_weights(model), sparsity)))
+    return model
+
+
+def bits(model):
+    """Name → dtype, shape and bytes of every tensor."""
+    arrays = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
+
+
+@pytest.fixture
+def packed(tiny_net, tiny_header):
+    """A packed file of `tiny_net` at 80 % sparsity."""
+    return pack(prune_all(tiny_net, 0.8), tiny_header)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.01, 0.03, 0.04, 0.5, 0.9, 0.999])
+def test_pack_and_unpack_give_every_bit_back(tiny_net, tiny_header, sparsity):
+    prune_all(tiny_net, sparsity)
+    found = unpack(pack(tiny_net, tiny_header))
+    assert bits(found.model) == bits(tiny_net)
+    assert found.header == tiny_header
+    assert found.model.training
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.9])
+def test_pack_and_unpack_keep_negative_zeros_infinities_and_nan_payloads(tiny_net, tiny_header, sparsity):
+    prune_all(tiny_net, sparsity)
+    for weight in prunable_weights(tiny_net).values():
+        values = weight.detach().view(-1)
+        values[:3] = torch.tensor([-0.0, float("inf"), 1e-45])
+        values.view(torch.int32)[3] = NAN_PAYLOAD
+    found = unpack(pack(tiny_net, tiny_header)).model
+    assert found.conv1[0].weight.detach().view(-1).view(torch.int32)[3] == NAN_PAYLOAD
+    assert bits(found) == bits(tiny_net)
+
+
+def test_pack_and_unpack_keep_buffers_after_training_steps(tiny_net, tiny_header):
+    for _ in range(3):
+        tiny_net(torch.randn(4, 3, 32, 32))
+    found = unpack(pack(tiny_net, tiny_header)).model
+    assert found.conv1[1].num_batches_tracked == 3
+    assert bits(found) == bits(tiny_net)
+
+
+def test_pack_of_an_all_zero_network_comes_back(tiny_net, tiny_header):
+    for tensor in tiny_net.state_dict().values():
+        tensor.zero_()
+    assert bits(unpack(pack(tiny_net, tiny_header)).model) == bits(tiny_net)
+
+
+def test_pack_leaves_the_network_as_it_is(tiny_net, tiny_header):
+    tiny_net.conv1.eval()
+    before, modes = bits(tiny_net), [m.training for m in tiny_net.modules()]
+    pack(tiny_net, tiny_header)
+    assert bits(tiny_net) == before
+    assert [m.training for m in tiny_net.modules()] == modes
+
+
+def test_pack_twice_gives_the_same_bytes(tiny_net, tiny_header):
+    assert pack(tiny_net, tiny_header) == pack(tiny_net, tiny_header)
+
+
+def test_unpack_leaves_the_global_generator_alone(packed):
+    before = torch.get_rng_state()
+    unpack(packed)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_unpack_keeps_the_header_as_it_was(tiny_net, tiny_header):
+    header = replace(tiny_header, classes=("Käse", "a/b", ""), mean=(1 / 3, 0.1 + 0.2, 0.0), std=(1e-9, 1.0, 2.5))
+    assert unpack(pack(tiny_net, header)).header == header
+
+
+def test_pack_of_a_sparse_network_is_much_smaller():
+    architecture = Architecture(name="net10", num_classes=3, width=8)
+    model = build_model(architecture)
+    header = PackedHeader(
+        architecture=architecture, classes=("a", "b", "c"), mean=(0.5,) * 3, std=(0.25,) * 3, dense_digest=""
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    dense = len(pack(model, header))
+    sparse = len(pack(prune_all(model, 0.95), header))
+    assert dense < 1.05 * 4 * parameters + 4096
+    # 5 % of the values, about 0.3 bits a position, and the biases
+    assert sparse < 0.1 * dense
+
+
+def test_unpack_tensors_that_do_not_fit_the_header_are_refused(tiny_net, tiny_header):
+    other = replace(tiny_header, architecture=Architecture(name="net10", num_classes=3, width=3))
+    with pytest.raises(InputError, match="damaged"):
+        unpack(pack(tiny_net, other))
+
+
+def test_unpacked_network_can_be_trained(packed, tiny_dataset):
+    from netprune.training import TrainConfig, train
+
+    model = unpack(packed).model
+    before = weights_digest(model)
+    train(model, tiny_dataset, TrainConfig(epochs=1))
+    assert weights_digest(model) != before
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 10, 20, 0.25, 0.5, 0.9, -100, -1])
+def test_unpack_cut_short_is_refused(packed, keep):
+    length = int(keep * len(packed)) if isinstance(keep, float) else keep % len(packed)
+    with pytest.raises(InputError):
+        unpack(packed[:length])
+
+
+def test_unpack_other_magic_is_refused(packed):
+    with pytest.raises(InputError, match="not a netprune file"):
+        unpack(b"NETPRUNF" + packed[8:])
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_unpack_other_version_is_refused_with_the_one_that_is_read(packed, version):
+    with pytest.raises(InputError, match=r"another version.*version 1"):
+        unpack(packed[:8] + bytes([version]) + packed[9:])
+
+
+def flips(packed):
+    """Copies with one bit flipped: every bit of zstd's frame header, then a sample of the rest."""
+    places = [(i, bit) for i in range(9, 20) for bit in range(8)]
+    places += [(i, i % 8) for i in range(20, len(packed), len(packed) // 120)]
+    for i, bit in places:
+        damaged = bytearray(packed)
+        damaged[i] ^= 1 << bit
+        yield (i, bit), bytes(damaged)
+
+
+def test_unpack_with_a_bit_flipped_is_refused_or_a_whole_network(packed, tiny_net):
+    shapes = {name: (t.dtype, t.shape) for name, t in tiny_net.state_dict().items()}
+    refused = 0
+    for place, damaged in flips(packed):
+        try:
+            found = unpack(damaged)
+        except InputError:
+            refused += 1
+            continue
+        except BaseException as error:
+            pytest.fail(f"bit {place} flipped: {error!r}")
+        assert {name: (t.dtype, t.shape) for name, t in found.model.state_dict().items()} == shapes
+    assert refused > 10
+
+
+def test_unpack_with_a_bit_flipped_never_gives_another_network(packed, tiny_net, tiny_header):
+    wrong = []
+    for place, damaged in flips(packed):
+        try:
+            found = unpack(damaged)
+        except (InputError, MemoryError):
+            continue
+        if bits(found.model) != bits(tiny_net) or found.header != tiny_header:
+            wrong.append(place)
+    assert not wrong, f"{len(wrong)} flips gave another network without a word, the first at {wrong[0]}"
+
+
+def test_read_packed_names_the_file_in_its_refusals(tmp_path, packed):
+    with pytest.raises(InputError, match=r"gone\.netprune"):
+        read_packed(tmp_path / "gone.netprune")
+    (tmp_path / "cut.netprune").write_bytes(packed[:-50])
+    with pytest.raises(InputError, match=r"cut\.netprune.*damaged"):
+        read_packed(tmp_path / "cut.netprune")
+    with pytest.raises(InputError, match=str(tmp_path)):
+        read_packed(tmp_path)
+
+
+def test_load_gives_what_was_written(tmp_path, packed, tiny_net):
+    write_packed(tmp_path / "net.netprune", packed)
+    assert (tmp_path / "net.netprune").read_bytes() == packed
+    assert bits(load(str(tmp_path / "net.netprune"))) == bits(tiny_net)
+
+
+def test_write_packed_replaces_an_old_file_and_leaves_nothing_else(tmp_path, packed):
+    path = tmp_path / "net.netprune"
+    path.write_bytes(b"old")
+    write_packed(path, packed)
+    assert path.read_bytes() == packed
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_write_packed_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, packed, step, error):
+    path = tmp_path / "net.netprune"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(type(error)):
+        write_packed(path, packed)
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_packed_is_readable_by_those_whom_the_umask_lets(tmp_path, packed):
+    before = os.umask(0o022)
+    try:
+        write_packed(tmp_path / "net.netprune", packed)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "net.netprune").stat().st_mode) == 0o644

@@ -1,0 +1,128 @@
+"""One candidate from start to end: what is reported is what the file does."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from netprune.allocation import document
+from netprune.errors import DivergedError, InputError
+from netprune.evaluation import evaluate
+from netprune.masks import apply_masks, make_masks
+from netprune.models import prunable_weights, weights_digest
+from netprune.packing import unpack
+from netprune.pruning import finetune_config, prune_candidate
+from netprune.training import TrainConfig, train
+
+FINETUNE = TrainConfig(epochs=2, batch_size=16, seed=4)
+
+
+@pytest.mark.parametrize("finetune", [None, FINETUNE], ids=["one shot", "finetuned"])
+def test_prune_candidate_with_the_documents_allocation_prunes_exact_counts(
+    tiny_net, tiny_dataset, tiny_header, finetune
+):
+    allocation = document(list(prunable_weights(tiny_net)))
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, finetune)
+    shipped = prunable_weights(unpack(data).model)
+    zeros = {name: int((w.detach().numpy() == 0).sum()) for name, w in shipped.items()}
+    expected = {name: round((0.9 if i else 0.6) * w.numel()) for i, (name, w) in enumerate(shipped.items())}
+    assert zeros == expected
+    total = sum(w.numel() for w in shipped.values())
+    assert result.asked == allocation
+    assert result.measured == pytest.approx({name: count / shipped[name].numel() for name, count in expected.items()})
+    assert result.sparsity == pytest.approx(sum(expected.values()) / total)
+    assert 0.89 < result.sparsity < 0.9
+
+
+@pytest.mark.parametrize("finetune", [None, FINETUNE], ids=["one shot", "finetuned"])
+def test_prune_candidate_scores_the_file_as_it_loads(tiny_net, tiny_dataset, tiny_header, finetune):
+    allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, finetune)
+    found = unpack(data)
+    parameters = [p.detach().numpy() for p in found.model.parameters()]
+    assert result.val == evaluate(found.model, tiny_dataset.val, tiny_dataset)
+    assert result.packed_bytes == len(data)
+    assert result.dense_bytes == 4 * sum(p.size for p in parameters)
+    assert result.nonzero_bytes == 4 * sum((p != 0).sum() for p in parameters)
+    assert found.header == tiny_header
+
+
+def test_prune_candidate_equals_its_steps_taken_one_by_one(tiny_net, tiny_dataset, tiny_header):
+    allocation = {"conv3.0.weight": 0.8, "classifier.3.weight": 0.5}
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNE)
+    model = copy.deepcopy(tiny_net)
+    masks = make_masks(model, allocation)
+    apply_masks(model, masks)
+    assert result.one_shot == evaluate(model, tiny_dataset.val, tiny_dataset)
+    train(model, tiny_dataset, FINETUNE, masks=masks)
+    assert weights_digest(unpack(data).model) == weights_digest(model)
+    assert result.seed == 4
+
+
+def test_prune_candidate_one_shot_keeps_every_kept_weight(tiny_net, tiny_dataset, tiny_header):
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, None)
+    shipped = prunable_weights(unpack(data).model)
+    for name, weight in prunable_weights(tiny_net).items():
+        kept = shipped[name] != 0
+        assert torch.equal(shipped[name][kept], weight[kept])
+        assert kept.all() == (name != "conv2.0.weight")
+    assert result.val == result.one_shot
+    assert result.seed == 0
+    assert result.seconds.keys() == {"prune", "evaluate", "pack"}
+
+
+def test_prune_candidate_leaves_the_dense_network_as_it_is(tiny_net, tiny_dataset, tiny_header):
+    tiny_net.res1.eval()
+    digest, modes = weights_digest(tiny_net), [m.training for m in tiny_net.modules()]
+    state = torch.get_rng_state()
+    prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, FINETUNE)
+    assert weights_digest(tiny_net) == digest
+    assert [m.training for m in tiny_net.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in tiny_net.parameters())
+
+
+def test_prune_candidate_never_reads_the_test_split(tiny_net, tiny_dataset, tiny_header):
+    result, _ = prune_candidate(
+        tiny_net, replace(tiny_dataset, test=None), tiny_header, {"conv2.0.weight": 0.5}, FINETUNE
+    )
+    assert result.val.count == 24
+
+
+def test_prune_candidate_twice_gives_the_same_bytes(tiny_net, tiny_dataset, tiny_header):
+    first, second = (
+        prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, FINETUNE)[1] for _ in range(2)
+    )
+    assert first == second
+
+
+def test_prune_candidate_finetuning_is_followed_by_callbacks(tiny_net, tiny_dataset, tiny_header):
+    epochs, steps = [], []
+    result, _ = prune_candidate(
+        tiny_net,
+        tiny_dataset,
+        tiny_header,
+        {"conv2.0.weight": 0.5},
+        FINETUNE,
+        on_epoch=lambda epoch, _: epochs.append(epoch),
+        on_step=lambda *step: steps.append(step),
+    )
+    assert [epoch.epoch for epoch in epochs] == [1, 2]
+    assert steps[-1] == (10, 10)
+    assert epochs[-1].val == result.val
+
+
+def test_prune_candidate_unknown_layer_is_refused(tiny_net, tiny_dataset, tiny_header):
+    with pytest.raises(InputError, match="conv9"):
+        prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv9.0.weight": 0.5}, None)
+
+
+def test_prune_candidate_that_diverges_raises_diverged_error(tiny_net, tiny_dataset, tiny_header):
+    with pytest.raises(DivergedError):
+        prune_candidate(tiny_net, tiny_dataset, tiny_header, {}, TrainConfig(epochs=2, batch_size=8, max_lr=1e30))
+
+
+def test_finetune_config_of_zero_epochs_is_none():
+    assert finetune_config(0) is None
+    assert finetune_config(3, batch_size=64, seed=2) == TrainConfig(epochs=3, batch_size=64, seed=2)

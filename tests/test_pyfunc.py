@@ -1,0 +1,65 @@
+"""The packed file behind MLflow's `predict`: the module's own outputs."""
+
+import numpy as np
+import pytest
+import torch
+
+from netprune import pyfunc
+from netprune.loader import normalise
+from netprune.models import weights_digest
+from netprune.packing import pack, write_packed
+from netprune.pyfunc import _load_pyfunc
+from netprune.training import TrainConfig, train
+
+
+@pytest.fixture
+def predictor(tmp_path, tiny_net, tiny_header):
+    """`tiny_net` out of its file."""
+    write_packed(tmp_path / "net.netprune", pack(tiny_net, tiny_header))
+    return _load_pyfunc(str(tmp_path / "net.netprune"))
+
+
+@pytest.mark.parametrize("batch", [500, 7])
+def test_predict_equals_the_modules_logits_on_normalised_images(predictor, tiny_net, tiny_dataset, monkeypatch, batch):
+    monkeypatch.setattr(pyfunc, "EVAL_BATCH", batch)
+    logits = predictor.predict((tiny_dataset.val.images / 255).numpy())
+    with torch.no_grad():
+        expected = tiny_net.eval()(normalise(tiny_dataset.val.images, tiny_dataset))
+    assert logits.dtype == np.float32
+    assert logits.shape == (24, 3)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_predict_leaves_weights_modes_and_input_alone(predictor, tiny_dataset):
+    model = predictor.get_raw_model()
+    images = (tiny_dataset.val.images / 255).numpy()
+    images.setflags(write=False)
+    digest, before = weights_digest(model), images.copy()
+    predictor.predict(images)
+    assert weights_digest(model) == digest
+    assert np.array_equal(images, before)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "form", [lambda a: a.astype(np.float64), lambda a: np.asfortranarray(a), lambda a: a[::-1][::-1]]
+)
+def test_predict_of_the_same_images_in_another_form_is_the_same(predictor, tiny_dataset, form):
+    images = (tiny_dataset.val.images[:5] / 255).numpy()
+    np.testing.assert_allclose(predictor.predict(form(images)), predictor.predict(images), rtol=1e-5, atol=1e-5)
+
+
+def test_predict_after_training_the_raw_model_follows_it(predictor, tiny_dataset):
+    images = (tiny_dataset.val.images / 255).numpy()
+    before = predictor.predict(images)
+    train(predictor.get_raw_model(), tiny_dataset, TrainConfig(epochs=6, batch_size=8))
+    after = predictor.predict(images)
+    assert not np.allclose(before, after)
+    assert (after.argmax(1) == tiny_dataset.val.labels.numpy()).mean() > 0.8
+
+
+def test_get_raw_model_is_the_packed_network_ready_to_train(predictor, tiny_net):
+    model = predictor.get_raw_model()
+    assert weights_digest(model) == weights_digest(tiny_net)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.training

@@ -1,0 +1,155 @@
+"""Runs open before the work and close whatever happens."""
+
+import json
+
+import mlflow
+import numpy as np
+import pytest
+
+from netprune.errors import InputError
+from netprune.models import Architecture, build_model, weights_digest
+from netprune.packing import PackedHeader, pack
+from sweeps import tracking
+from sweeps.experiment import NetpruneExperimentProvider
+
+
+def packed(seed=0):
+    architecture = Architecture(name="net10", num_classes=3, width=1)
+    model = build_model(architecture, seed=seed)
+    header = PackedHeader(
+        architecture=architecture,
+        classes=("a", "b", "c"),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        dense_digest=weights_digest(model),
+    )
+    return model, header, pack(model, header)
+
+
+def test_tracked_run_that_ends_is_finished_with_config_and_versions(store):
+    with tracking.tracked_run("train", "a run", {"epochs": 3}, tags={"colour": "red"}) as run_id:
+        assert tracking.find_run(run_id).status == "RUNNING"
+    found = tracking.find_run(run_id)
+    assert (found.status, found.name) == ("FINISHED", "a run")
+    assert found.params == {"train.epochs": "3"}
+    assert found.tags["colour"] == "red"
+    assert found.tags[tracking.STAGE] == "train"
+    assert found.tags["version.torch"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+def test_tracked_run_that_raises_is_closed_with_the_error(store, error, status):
+    ids = []
+    with pytest.raises(error), tracking.tracked_run("search", "outer", {}) as outer:
+        ids.append(outer)
+        with tracking.tracked_run("trial", "inner", {}) as inner:
+            ids.append(inner)
+            raise error("boom")
+    assert [tracking.find_run(run_id).status for run_id in ids] == [status, status]
+    assert "boom" in tracking.find_run(ids[1]).tags["error"]
+    assert tracking.find_run(ids[1]).tags["mlflow.parentRunId"] == ids[0]
+
+
+def test_tracked_run_reopened_keeps_its_id_and_first_params(store):
+    with tracking.tracked_run("search", "study", {"trials": 3}) as first:
+        pass
+    with tracking.tracked_run("search", "study", {"trials": 5, "more": 1}, reopen=first) as second:
+        pass
+    assert second == first
+    assert tracking.find_run(first).params == {"search.trials": "3", "search.more": "1"}
+
+
+def test_tracked_run_reopened_under_mlflow_run_leaves_the_outer_run_apart(store, monkeypatch):
+    with tracking.tracked_run("search", "study", {}) as study:
+        pass
+    outer = mlflow.MlflowClient().create_run(mlflow.get_experiment_by_name("netprune").experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", outer)
+    with (
+        tracking.tracked_run("search", "study", {}, reopen=study) as reopened,
+        tracking.tracked_run("trial", "trial 0", {}) as trial,
+    ):
+        pass
+    assert reopened == study
+    assert tracking.find_run(trial).tags["mlflow.parentRunId"] == study
+    assert tracking.find_run(outer).tags["netprune.continues"] == study
+    assert tracking.find_run(outer).status == "FINISHED"
+
+
+def test_find_runs_gives_newest_first_and_only_the_statuses_asked_for(store):
+    for name in ("one", "two"):
+        with tracking.tracked_run("train", name, {}):
+            pass
+    with pytest.raises(ValueError, match="x"), tracking.tracked_run("train", "three", {}):
+        raise ValueError("x")
+    assert [run.name for run in tracking.find_runs({tracking.STAGE: "train"})] == ["two", "one"]
+    assert [run.name for run in tracking.find_runs({tracking.STAGE: "train"}, statuses=("FAILED",))] == ["three"]
+
+
+def test_log_curves_keeps_every_point(store):
+    curve = {step: step / 7 for step in range(1500)}
+    with tracking.tracked_run("scan", "scan", {}) as run_id:
+        tracking.log_curves({"accuracy/conv1": curve})
+    history = mlflow.MlflowClient().get_metric_history(run_id, "accuracy/conv1")
+    assert {point.step: point.value for point in history} == curve
+
+
+def test_json_artifact_comes_back(store):
+    with tracking.tracked_run("scan", "scan", {}) as run_id:
+        tracking.log_json({"a": [1, 2]}, "folder/x.json")
+    assert json.loads(tracking.read_artifact(run_id, "folder/x.json")) == {"a": [1, 2]}
+    with pytest.raises(InputError, match="no artifact"):
+        tracking.read_artifact(run_id, "folder/y.json")
+
+
+def test_model_logged_is_fetched_by_run_and_by_alias_bit_for_bit(store):
+    _, header, data = packed()
+    with tracking.tracked_run("register", "r", {}) as run_id:
+        uri = tracking.log_model(data, header)
+        version = tracking.register_model(uri, "small", run_id=run_id, tags={"k": "v"}, description="d")
+    for name in (run_id, f"runs:/{run_id}", "models:/small@champion", f"models:/small/{version}"):
+        found, by = tracking.fetch_model(name)
+        assert weights_digest(found.model) == header.dense_digest
+        assert found.header == header
+        assert by == run_id
+    assert tracking.champion_version("small", {"k": "v"}) == version
+    assert tracking.champion_version("small", {"k": "w"}) is None
+    assert tracking.champion_version("none", {}) is None
+
+
+def test_model_logged_predicts_through_pyfunc_as_the_module_does(store):
+    model, header, data = packed()
+    with tracking.tracked_run("register", "r", {}):
+        uri = tracking.log_model(data, header)
+    images = np.random.default_rng(0).random((5, 3, 32, 32), dtype=np.float32)
+    loaded = mlflow.pyfunc.load_model(uri)
+    expected = model.eval()(__import__("torch").from_numpy((images - 0.5) / 0.25)).detach().numpy()
+    np.testing.assert_array_equal(loaded.predict(images), expected)
+    assert weights_digest(loaded.get_raw_model()) == header.dense_digest
+
+
+def test_register_model_that_cannot_get_its_alias_leaves_no_version(store, monkeypatch):
+    _, header, data = packed()
+
+    def refuse(*_args, **_kwargs):
+        raise RuntimeError("no alias today")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", refuse)
+    with pytest.raises(RuntimeError), tracking.tracked_run("register", "r", {}) as run_id:
+        tracking.register_model(tracking.log_model(data, header), "small", run_id=run_id, tags={}, description="")
+    assert mlflow.MlflowClient().search_model_versions("name = 'small'") == []
+
+
+@pytest.mark.parametrize("uri", ["0" * 32, "runs:/" + "1" * 32, "models:/none@champion", "models:/none/1", "nonsense"])
+def test_fetch_model_of_an_unknown_uri_names_the_forms(store, uri):
+    with pytest.raises(InputError, match=r"models:/<name>@<alias>"):
+        tracking.fetch_model(uri)
+
+
+def test_experiment_provider_speaks_for_this_project_only(store, monkeypatch, tmp_path):
+    provider = NetpruneExperimentProvider()
+    assert not provider.in_context()
+    (tmp_path / "MLproject").write_text("name: other\n")
+    assert not provider.in_context()
+    (tmp_path / "MLproject").write_text("name: netprune\n")
+    assert provider.in_context()
+    assert mlflow.get_experiment(provider.get_experiment_id()).name == "netprune"
