@@ -11,15 +11,27 @@ from contextlib import contextmanager
 from types import FrameType
 
 PARENT_POLL_SECONDS = 0.5
+_received = threading.Event()  # signals belong to the process, and so does this
 
 
 @contextmanager
 def heard() -> Iterator[None]:
     """Within the body SIGTERM is a KeyboardInterrupt as Ctrl-C is, and so is the end of `mlflow run` above us."""
+    _received.clear()
     with _handlers(_interrupt):
         if os.environ.get("MLFLOW_RUN_ID"):
             threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
         yield
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if a signal came and was lost: called with every step of long work.
+
+    Python prints and forgets what is raised while it finalises an object, in the middle of a database call for example,
+    and a command that was told to stop would go on for hours.
+    """
+    if _received.is_set():
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -45,6 +57,7 @@ def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    _received.set()
     # once is enough: a second signal must not cut the closing of runs short
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

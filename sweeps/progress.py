@@ -7,6 +7,8 @@ from typing import NoReturn, Self
 
 from tqdm import tqdm
 
+from sweeps import interrupts
+
 
 class Progress:
     """A progress bar with the time left, called with the steps done and the steps in all.
@@ -25,7 +27,8 @@ class Progress:
         self.bar.close()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` steps are done."""
+        """Show that `done` of `total` steps are done; KeyboardInterrupt if the command was told to stop."""
+        interrupts.check()
         if not self.started:  # a resumed training does not begin at step 0
             self.started = True
             self.bar.reset(total)

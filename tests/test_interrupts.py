@@ -1,5 +1,6 @@
 """Stopping: signals become one kind of interrupt, and what must not be cut in half is not."""
 
+import contextlib
 import os
 import signal
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from sweeps import interrupts
+from sweeps.progress import Progress
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -43,3 +45,19 @@ def test_deferred_signal_waits_for_the_body():
         time.sleep(0.05)
         finished = True
     assert finished
+
+
+def test_heard_signal_that_was_swallowed_is_raised_at_the_next_step():
+    def swallow(number):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    with interrupts.heard(), Progress("work") as progress:
+        progress(1, 3)
+        swallow(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            progress(2, 3)
+    with interrupts.heard(), Progress("other work") as progress:
+        progress(1, 3)
+        assert progress.started
