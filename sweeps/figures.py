@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 from netprune.sensitivity import Sensitivity
@@ -27,7 +28,9 @@ def sensitivity_curves(sensitivity: Sensitivity) -> Figure:
     left.axhline(100 * sensitivity.baseline.accuracy, color="black", linestyle="--", label="dense")
     right.axhline(sensitivity.baseline.loss, color="black", linestyle="--", label="dense")
     left.set(xlabel="sparsity of the layer", ylabel="validation accuracy (%)", title="One layer pruned, no finetuning")
-    right.set(xlabel="sparsity of the layer", ylabel="validation loss (nats)", yscale="log")
+    right.set(xlabel="sparsity of the layer", ylabel="validation loss (nats)", yscale="log", title="Its loss")
+    for which in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
+        which(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     return figure
 

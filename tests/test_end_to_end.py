@@ -1,5 +1,6 @@
 """The real commands, in processes of their own, in a copy of the project with a store of its own."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -170,16 +171,41 @@ def test_mlflow_run_uses_the_code_of_its_own_folder(tmp_path):
     assert {found.info.status for found in Store(tmp_path).runs()} == {"FAILED"}
 
 
-def start_long_training(folder, *words):
-    """The process, once its first epoch is over."""
-    process = subprocess.Popen(
-        words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture
+def start(project):
+    """Start a command in the project; what is still running when the test ends is killed."""
+    started = []
+
+    def starter(*words):
+        # a group of its own, so that `mlflow run` and its child can be killed together
+        started.append(
+            subprocess.Popen(
+                words,
+                cwd=project,
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        return started[-1]
+
+    yield starter
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def first_epoch(process):
+    """Wait until the first epoch of a training is over."""
     lines = []
     for line in process.stdout:
         lines.append(line)
         if line.startswith("epoch 1/"):
-            return process
+            return
     raise AssertionError("".join(lines))
 
 
@@ -192,11 +218,12 @@ def until(condition, seconds=60):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_train_interrupted_is_killed_with_its_checkpoint_and_resumes(project, store, number):
+def test_train_interrupted_is_killed_with_its_checkpoint_and_resumes(project, store, start, number):
     seed = str(int(number))
     options = ["--dataset", "digits", "--width", "2", "--batch-size", "64", "--epochs", "20", "--seed", seed]
     command = [sys.executable, "-m", "sweeps.train", *options]
-    process = start_long_training(project, *command)
+    process = start(*command)
+    first_epoch(process)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 130
@@ -211,23 +238,23 @@ def test_train_interrupted_is_killed_with_its_checkpoint_and_resumes(project, st
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_mlflow_run_stopped_leaves_no_run_running(project, store, number):
-    process = start_long_training(project, "mlflow", "run", ".", "-e", "train", *SMALL, "-P", "epochs=80")
+def test_mlflow_run_stopped_leaves_no_run_running(store, start, number):
+    process = start("mlflow", "run", ".", "-e", "train", *SMALL, "-P", "epochs=80")
+    first_epoch(process)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert until(lambda: not store.runs("attributes.status = 'RUNNING'"))
     assert store.runs()[0].info.status in ("KILLED", "FAILED")
 
 
-def test_search_interrupted_closes_study_and_trial_and_refuses_other_constants(project, store):
+def test_search_interrupted_closes_study_and_trial_and_refuses_other_constants(project, store, start):
     options = ["--max-drop", "60", "--trials", "2", "--batch-size", "64", "--study-name", "cut", "--finetune-epochs"]
     command = [sys.executable, "-m", "sweeps.search_sparsity", *options]
-    process = subprocess.Popen(
-        [*command, "400"], cwd=project, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start(*command, "400")
     assert until(lambda: store.stage("trial", "cut"))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 130
+    process.communicate(timeout=60)
+    assert process.returncode == 130
     found = {run.data.tags["netprune.stage"]: run.info.status for run in store.runs("tags.`netprune.study` = 'cut'")}
     assert found == {"search": "KILLED", "trial": "KILLED"}
     refused = run(project, *command, "1")
