@@ -19,8 +19,8 @@ from sweeps.stages.training import TrainRequest
 @click.option("--epochs", default=10, help="Training epochs of the dense network.")
 @click.option("--batch-size", default=64, help="Images a step, in training and finetuning.")
 @click.option("--max-drop", default=1.0, help="Points of validation accuracy that may be lost.")
-@click.option("--trials", default=16, help="Trials of the study.")
-@click.option("--finetune-epochs", default=4, help="Finetune epochs a trial.")
+@click.option("--trials", default=14, help="Trials of the study.")
+@click.option("--finetune-epochs", default=3, help="Finetune epochs a trial.")
 @click.option("--seed", default=0, help="Of training, sampler and finetuning.")
 def main(
     *,
