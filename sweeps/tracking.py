@@ -102,15 +102,16 @@ def tracked_run(
         return
     versions = {f"version.{package}": importlib.metadata.version(package) for package in PACKAGES}
     all_tags = {STAGE: stage, **versions, **(tags or {})}
-    nested = mlflow.active_run() is not None
-    run = mlflow.start_run(run_id=reopen, run_name=name, nested=nested, tags=all_tags)
-    try:
+    outer = mlflow.active_run()
+    try:  # from before the run opens: an interrupt just after it would leave it to MLflow, which calls it FINISHED
+        run = mlflow.start_run(run_id=reopen, run_name=name, nested=outer is not None, tags=all_tags)
         logged = run.data.params
         mlflow.log_params({k: v for k, v in ((f"{stage}.{k}", v) for k, v in config.items()) if k not in logged})
         yield str(run.info.run_id)
     except BaseException as error:
-        mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:500])
-        mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if mlflow.active_run() is not outer:
+            mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:500])
+            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     mlflow.end_run()
 

@@ -36,7 +36,7 @@ def scanned(trained, tiny_dataset):
     return scan(trained, tiny_dataset, GRID)
 
 
-def same(one, other):
+def assert_same(one, other):
     for field in fields(Sensitivity):
         a, b = getattr(one, field.name), getattr(other, field.name)
         if isinstance(a, np.ndarray):
@@ -139,7 +139,7 @@ def test_scan_stopped_inside_an_evaluation_puts_the_weight_back(trained, tiny_da
 
 
 def test_sensitivity_through_json_is_exactly_the_same(scanned):
-    same(Sensitivity.from_json(scanned.to_json()), scanned)
+    assert_same(Sensitivity.from_json(scanned.to_json()), scanned)
 
 
 def test_sensitivity_through_json_keeps_awkward_numbers():
@@ -157,7 +157,7 @@ def test_sensitivity_through_json_keeps_awkward_numbers():
         digest="cd",
     )
     again = Sensitivity.from_json(awkward.to_json())
-    same(again, awkward)
+    assert_same(again, awkward)
     assert np.signbit(again.accuracy_se[0, 0])
 
 

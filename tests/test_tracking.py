@@ -50,6 +50,24 @@ def test_tracked_run_that_raises_is_closed_with_the_error(store, error, status):
     assert tracking.find_run(ids[1]).tags["mlflow.parentRunId"] == ids[0]
 
 
+def test_tracked_run_interrupted_as_it_opens_is_killed(store, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow, "log_params", interrupted)
+    with pytest.raises(KeyboardInterrupt), tracking.tracked_run("train", "a run", {"epochs": 1}):
+        pass
+    assert [run.name for run in tracking.find_runs({tracking.STAGE: "train"}, statuses=("KILLED",))] == ["a run"]
+
+
+def test_tracked_run_that_cannot_open_leaves_the_outer_run_open(store):
+    with tracking.tracked_run("search", "outer", {}) as outer:
+        with pytest.raises(tracking.STORE_ERRORS), tracking.tracked_run("trial", "t", {}, reopen="f" * 32):
+            pass
+        assert tracking.find_run(outer).status == "RUNNING"
+    assert tracking.find_run(outer).status == "FINISHED"
+
+
 def test_tracked_run_reopened_keeps_its_id_and_first_params(store):
     with tracking.tracked_run("search", "study", {"trials": 3}) as first:
         pass
