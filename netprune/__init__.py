@@ -1,9 +1,13 @@
 """netprune: a trained network and an accuracy floor in, the smallest file that keeps the floor out."""
 
-from netprune.allocation import document as document
+from netprune.allocation import ALLOCATORS as ALLOCATORS
+from netprune.allocation import Basis as Basis
 from netprune.allocation import equal_slope as equal_slope
-from netprune.allocation import global_magnitude as global_magnitude
-from netprune.allocation import uniform as uniform
+from netprune.allocation import find_allocator as find_allocator
+from netprune.allocation import kept_norm as kept_norm
+from netprune.allocation import knapsack as knapsack
+from netprune.budget import fit_bytes as fit_bytes
+from netprune.budget import packed_bytes as packed_bytes
 from netprune.data import load_dataset as load_dataset
 from netprune.errors import DivergedError as DivergedError
 from netprune.errors import InputError as InputError
@@ -17,8 +21,10 @@ from netprune.models import read_state_dict as read_state_dict
 from netprune.packing import load as load
 from netprune.packing import pack as pack
 from netprune.packing import read_packed as read_packed
+from netprune.pruning import PruneConfig as PruneConfig
 from netprune.pruning import prune_candidate as prune_candidate
-from netprune.sensitivity import scan as scan
+from netprune.scanner import ScanConfig as ScanConfig
+from netprune.scanner import scan as scan
 from netprune.size import measure_size as measure_size
 from netprune.training import TrainConfig as TrainConfig
 from netprune.training import train as train

@@ -1,56 +1,156 @@
 """How much goes from which layer: a budget → a sparsity for each layer.
 
-Budgets are densities: the fraction of all prunable weights that is kept, in (0, 1].
+Budgets are densities: the fraction of all prunable weights that is kept, in (0, 1]; `budget.fit_bytes` turns a budget
+in bytes of the packed file into one. Every rule meets its budget to half a weight a layer; those with a global
+threshold keep one weight more for each layer that they would have emptied.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
+from netprune.curves import fit_all
 from netprune.errors import InputError
+from netprune.knapsack import cheapest
 from netprune.masks import Sparsity, keep_mask
 from netprune.models import prunable_weights
+from netprune.saliency import Gradients, Saliency, lamp, magnitude, norm_loss, score
 from netprune.sensitivity import Sensitivity
 
+Shapes = Mapping[str, torch.Size]
+"""Weight name → shape, in the model's order."""
+BISECTIONS = 100
 
-def uniform(layers: Sequence[str], density: float) -> Sparsity:
-    """The same sparsity for every layer.
 
-    >>> uniform(["a", "b"], 0.25)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Basis:
+    """What an allocation is made from."""
+
+    model: nn.Module
+    sensitivity: Sensitivity | None = None
+    """Of `model`, as it is; needed by the rules that go by damage."""
+
+
+Allocator = Callable[[Basis, float], Sparsity]
+"""What there is to go by, and a density → sparsities."""
+
+
+def uniform(shapes: Shapes, density: float) -> Sparsity:
+    """The same sparsity for every layer: the answer if nothing is known.
+
+    >>> uniform({"a": torch.Size([4]), "b": torch.Size([8])}, 0.25)
     {'a': 0.75, 'b': 0.75}
     """
     _check_density(density)
-    return dict.fromkeys(layers, 1 - density)
+    return dict.fromkeys(shapes, 1 - density)
 
 
-def document(layers: Sequence[str]) -> Sparsity:
-    """The source document's dictionary, typed by hand: 0.6 for the first layer, 0.9 for the rest.
+def document(shapes: Shapes, density: float | None = None) -> Sparsity:
+    """The source document's rule: 0.6 for the first layer and 0.9 for the rest, typed by hand.
 
-    >>> document(["a", "b", "c"])
-    {'a': 0.6, 'b': 0.9, 'c': 0.9}
+    At another budget the first layer keeps the rule's proportion, four times the others' density, until it is whole.
+
+    Args:
+        shapes: weight name → shape.
+        density: the budget; None for the document's own numbers.
+
+    >>> document({"a": torch.Size([100]), "b": torch.Size([900])})
+    {'a': 0.6, 'b': 0.9}
     """
-    return {name: 0.6 if index == 0 else 0.9 for index, name in enumerate(layers)}
+    first = next(iter(shapes))
+    if density is None:
+        return {name: 0.6 if name == first else 0.9 for name in shapes}
+    _check_density(density)
+    return _proportional(shapes, {name: 4.0 if name == first else 1.0 for name in shapes}, density)
+
+
+def erk(shapes: Shapes, density: float) -> Sparsity:
+    """Erdős–Rényi-kernel (Evci et al. 2020, RigL, arXiv:1911.11134; after Mocanu et al. 2018).
+
+    A layer's density is proportional to the sum of its dimensions over their product, (c_in + c_out + h + w) /
+    (c_in c_out h w): small layers stay denser. A layer that would pass 1 is kept whole, the rest share what is left.
+    """
+    _check_density(density)
+    return _proportional(shapes, {name: sum(shape) / shape.numel() for name, shape in shapes.items()}, density)
 
 
 @torch.no_grad()
-def global_magnitude(model: nn.Module, density: float) -> Sparsity:
-    """Prune the smallest weights of the whole network, whichever layer they are in (Han et al. 2015, one threshold).
+def global_saliency(
+    model: nn.Module, density: float, saliency: Saliency, gradients: Gradients | None = None
+) -> Sparsity:
+    """Prune the least salient weights of the whole network, whichever layer they are in.
 
-    At least one weight of every layer is kept: an empty layer cuts the network in two.
+    At least one weight of every layer is kept: an empty layer cuts a network in two.
+
+    Args:
+        model: dense.
+        density: fraction of its prunable weights to keep.
+        saliency: its scores are compared across layers.
+        gradients: weight name → gradient of the loss, for a criterion that needs it.
     """
     _check_density(density)
     weights = prunable_weights(model)
-    scores = torch.cat([weight.abs().flatten() for weight in weights.values()])
-    kept = torch.split(keep_mask(scores, 1 - density), [weight.numel() for weight in weights.values()])
+    scores = [scored.flatten() for scored in score(saliency, weights, gradients).values()]
+    kept = torch.split(keep_mask(torch.cat(scores), 1 - density), [weight.numel() for weight in weights.values()])
     return {
         name: min(1 - part.count_nonzero().item() / part.numel(), 1 - 1 / part.numel())
         for name, part in zip(weights, kept, strict=True)
     }
+
+
+def global_magnitude(model: nn.Module, density: float) -> Sparsity:
+    """One magnitude threshold for the whole network (Han et al. 2015, arXiv:1506.02626)."""
+    return global_saliency(model, density, magnitude)
+
+
+def lamp_threshold(model: nn.Module, density: float) -> Sparsity:
+    """One LAMP threshold for the whole network (Lee et al. 2021, arXiv:2010.07611).
+
+    Pruning by it in turn takes from the layer that loses the least of the energy it still has: it minimises
+    Σ −ln(energy kept in layer l), as if every layer were as sensitive as any other.
+    """
+    return global_saliency(model, density, lamp)
+
+
+def kept_norm(model: nn.Module, density: float) -> Sparsity:
+    """Keep the largest sum of the layers' Frobenius norms, Σ ‖W_l · M_l‖.
+
+    Written with the energy that layer l keeps, E_l = ‖W_l · M_l‖², global magnitude keeps the largest Σ E_l, LAMP the
+    largest Σ ln E_l, and this one the largest Σ √E_l: the member halfway between them of the family that economics
+    calls α-fair shares (Mo & Walrand 2000), α = 0, 1 and ½. Global magnitude starves the layers of small weights, LAMP
+    pays a layer of 640 weights as much as one of 147,456; which is right was settled by measurement (README, "Which
+    layer, how much?"). √E_l is concave in the number of kept weights, so one threshold on what each weight adds is
+    the exact maximum.
+    """
+    return global_saliency(model, density, norm_loss)
+
+
+def equal_drop(sensitivity: Sensitivity, density: float) -> Sparsity:
+    """Every layer is pruned until it alone does the same damage ε; ε by bisection (as NNI, PaddleSlim and others do).
+
+    It does not ask how many weights a layer gives for the damage: a small layer costs as much as a large one.
+
+    Raises:
+        InputError: for a density outside (0, 1], or below what the scan reached.
+    """
+    _check_reach(sensitivity, density)
+    curves = fit_all(sensitivity)
+    to_prune = (1 - density) * sum(curve.size for curve in curves.values())
+    # from below nothing: curves may be flat at no damage at all
+    low, high = -1.0, max(float(curve.values[-1]) for curve in curves.values())
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        pruned = sum(curve.size * curve.most_at(middle) for curve in curves.values())
+        low, high = (middle, high) if pruned < to_prune else (low, middle)
+    below, above = ({name: c.most_at(epsilon) for name, c in curves.items()} for epsilon in (low, high))
+    # where curves are flat, the smallest step of ε is a large one of sparsity: take the share of it that is wanted
+    at_low, at_high = (sum(curves[n].size * s for n, s in sparsity.items()) for sparsity in (below, above))
+    share = min(1.0, max(0.0, (to_prune - at_low) / (at_high - at_low))) if at_high > at_low else 0.0
+    return {name: below[name] + share * (above[name] - below[name]) for name in curves}
 
 
 def equal_slope(sensitivity: Sensitivity, density: float) -> Sparsity:
@@ -58,53 +158,137 @@ def equal_slope(sensitivity: Sensitivity, density: float) -> Sparsity:
 
     With damage ΔL_l(s) and n_l weights, the minimum of Σ ΔL_l(s_l) at a fixed Σ n_l (1 − s_l) has
     ΔL′_l(s_l) / n_l = λ in every layer: the Lagrangian condition (Everett 1963; Shoham & Gersho 1988). The curves are
-    taken as the lower convex hull of their points, from sparsity 0, so that the slope rises and the walk below meets
-    the condition at every step: always prune further where the next weight costs least.
+    taken as the lower convex hull of their points, so that the slope rises and the walk below meets the condition at
+    every step: always prune further where the next weight costs least. At most one layer stops between two points of
+    its hull, so the sum is at the minimum of the hulls.
 
     No curve is read past its last scanned point, so there is a least density that the scan can reach.
 
-    Args:
-        sensitivity: the scan.
-        density: the fraction of all weights to keep, in (0, 1].
-
-    Returns:
-        Sparsities that keep `density` of the weights, or the whole scanned range if even that prunes less.
-
     Raises:
-        InputError: for a density outside (0, 1].
+        InputError: for a density outside (0, 1], or below what the scan reached.
     """
-    _check_density(density)
-    to_prune = (1 - density) * sum(sensitivity.sizes)
+    _check_reach(sensitivity, density)
+    curves = fit_all(sensitivity)
+    sparsity = {name: float(curve.sparsities[0]) for name, curve in curves.items()}
+    to_prune = sum(curve.size * (1 - density - sparsity[name]) for name, curve in curves.items())
     pieces = [
-        (slope / size, layer, right - left)
-        for layer, size, damage in zip(sensitivity.layers, sensitivity.sizes, sensitivity.damage, strict=True)
-        for left, right, slope in _hull_pieces(sensitivity.sparsities, damage)
+        (slope / curve.size, name, length) for name, curve in curves.items() for slope, length in curve.hull_pieces()
     ]
-    sizes = dict(zip(sensitivity.layers, sensitivity.sizes, strict=True))
-    sparsity = dict.fromkeys(sensitivity.layers, 0.0)
     # within a layer the hull's slopes rise, so the sort keeps its pieces in order
-    for _, layer, length in sorted(pieces, key=lambda piece: piece[0]):
-        taken = min(length, max(0.0, to_prune) / sizes[layer])  # rounding may leave less than nothing to prune
-        sparsity[layer] += taken
-        to_prune -= taken * sizes[layer]
+    for _, name, length in sorted(pieces, key=lambda piece: piece[0]):
+        taken = min(length, max(0.0, to_prune) / curves[name].size)  # rounding may leave less than nothing to prune
+        sparsity[name] = min(1.0, sparsity[name] + taken)
+        to_prune -= taken * curves[name].size
     return sparsity
 
 
-def _hull_pieces(sparsities: Sequence[float], damage: np.ndarray) -> list[tuple[float, float, float]]:
-    """Lower convex hull of (0, 0) and the scanned points → (left, right, slope) pieces of rising slope."""
-    points = [(0.0, 0.0), *((float(s), float(d)) for s, d in zip(sparsities, damage, strict=True) if s > 0)]
-    hull: list[tuple[float, float]] = []
-    for x, y in points:
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], (x, y)):
-            hull.pop()
-        hull.append((x, y))
-    return [(a[0], b[0], _slope(a, b)) for a, b in itertools.pairwise(hull)]
+def knapsack(sensitivity: Sensitivity, density: float) -> Sparsity:
+    """The least summed damage on the curves themselves, by dynamic programming: a multiple-choice knapsack.
+
+    Equal slope convexifies each curve and is blind to what lies inside a dent; SPDY (Frantar & Alistarh 2022,
+    arXiv:2201.13096) chooses one of many levels for each layer instead, under one budget. The answer of equal slope is
+    among the candidates, so this one's damage is never above it.
+
+    Raises:
+        InputError: for a density outside (0, 1], or below what the scan reached.
+    """
+    _check_reach(sensitivity, density)
+    return cheapest(fit_all(sensitivity), density, equal_slope(sensitivity, density))
 
 
-def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
+def _proportional(shapes: Shapes, ratio: Mapping[str, float], density: float) -> Sparsity:
+    """Densities in the given ratio that keep `density` of all weights; a layer that would pass 1 is kept whole."""
+    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    whole: set[str] = set()
+    while True:
+        left = density * sum(sizes.values()) - sum(sizes[name] for name in whole)
+        rest = [name for name in sizes if name not in whole]
+        scale = left / sum(ratio[name] * sizes[name] for name in rest) if rest else 0.0
+        over = {name for name in rest if scale * ratio[name] > 1}
+        if not over:
+            return {name: 0.0 if name in whole else 1 - scale * ratio[name] for name in sizes}
+        whole |= over
+
+
+def find_allocator(name: str) -> Allocator:
+    """The rule of that name.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name not in ALLOCATORS:
+        raise InputError(f"unknown allocation {name!r}: choose one of {', '.join(ALLOCATORS)}.")
+    return ALLOCATORS[name]
+
+
+def allocation_from(text: str, basis: Basis) -> Sparsity:
+    """`RULE:DENSITY`, such as `lamp:0.1`, or `document` for its own numbers → sparsities.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if text == "document":
+        return document(shapes_of(basis.model))
+    name, _, number = text.partition(":")
+    allocate = find_allocator(name)
+    try:
+        density = float(number)
+    except ValueError:
+        raise InputError(f"the allocation {text!r} lacks a density: write {name}:0.1.") from None
+    return allocate(basis, density)
 
 
 def _check_density(density: float) -> None:
     if not 0 < density <= 1:
         raise InputError(f"the density is {density}; it must be above 0 and at most 1.")
+
+
+def _check_reach(sensitivity: Sensitivity, density: float) -> None:
+    _check_density(density)
+    total = sum(curve.size for curve in sensitivity.curves)
+    least = sum(curve.size * (1 - max(curve.start, curve.sparsities[-1])) for curve in sensitivity.curves) / total
+    if density < least - 1e-9:
+        raise InputError(
+            f"the density is {density:g} and the scan's last points keep {least:g} of the weights: scan to higher "
+            f"sparsities, no curve is read past its last point."
+        )
+    most = sum(curve.size * (1 - curve.start) for curve in sensitivity.curves) / total
+    if density > most + 1e-9:
+        raise InputError(f"the density is {density:g} and the scanned network has only {most:g} of its weights left.")
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """The shapes of a network's prunable weights."""
+    return {name: weight.shape for name, weight in prunable_weights(model).items()}
+
+
+def _of_shapes(rule: Callable[[Shapes, float], Sparsity]) -> Allocator:
+    return lambda basis, density: rule(shapes_of(basis.model), density)
+
+
+def _of_model(rule: Callable[[nn.Module, float], Sparsity]) -> Allocator:
+    return lambda basis, density: rule(basis.model, density)
+
+
+def _of_scan(rule: Callable[[Sensitivity, float], Sparsity]) -> Allocator:
+    def allocate(basis: Basis, density: float) -> Sparsity:
+        if basis.sensitivity is None:
+            raise InputError(f"the rule {rule.__name__} goes by damage: give it a scan.")
+        return rule(basis.sensitivity, density)
+
+    return allocate
+
+
+ALLOCATORS: Mapping[str, Allocator] = {
+    "uniform": _of_shapes(uniform),
+    "document": _of_shapes(document),
+    "global_magnitude": _of_model(global_magnitude),
+    "erk": _of_shapes(erk),
+    "lamp": _of_model(lamp_threshold),
+    "kept_norm": _of_model(kept_norm),
+    "equal_drop": _of_scan(equal_drop),
+    "equal_slope": _of_scan(equal_slope),
+    "knapsack": _of_scan(knapsack),
+}
+BY_DAMAGE = ("equal_drop", "equal_slope", "knapsack")
+"""Those that need a scan."""

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from netprune.errors import InputError
 from netprune.models import prunable_weights
-from netprune.saliency import Saliency, magnitude
+from netprune.saliency import Gradients, Saliency, magnitude, score
 
 Sparsity = Mapping[str, float]
-"""Weight name (`conv1.0.weight`) → fraction pruned, in [0, 1)."""
+"""Weight name (`conv1.0.weight`) → fraction pruned, in [0, 1]."""
 Masks = Mapping[str, Tensor]
 """Weight name → bool tensor of the weight's shape; True = kept."""
 
 
 def check_sparsity(sparsity: Sparsity, model: nn.Module) -> None:
-    """Refuse a sparsity that names an unknown layer or lies outside [0, 1).
+    """Refuse a sparsity that names an unknown layer or lies outside [0, 1].
 
     Raises:
         InputError: naming the layer and the value.
@@ -27,12 +27,36 @@ def check_sparsity(sparsity: Sparsity, model: nn.Module) -> None:
     for name, value in sparsity.items():
         if name not in known:
             raise InputError(f"no prunable weight is called {name!r}: choose from {', '.join(known)}.")
-        if not 0 <= value < 1:  # NaN fails this too
-            raise InputError(f"the sparsity of {name} is {value}; it must be at least 0 and below 1.")
+        if not 0 <= value <= 1:  # NaN fails this too
+            raise InputError(f"the sparsity of {name} is {value}; it must be at least 0 and at most 1.")
+
+
+def pruned_count(size: int, sparsity: float) -> int:
+    """How many of `size` weights a sparsity prunes: the nearest whole number."""
+    return round(sparsity * size)
+
+
+def prune_order(scores: Tensor) -> Tensor:
+    """When each weight goes: 0 for the least salient, ties broken by index (first goes first).
+
+    Args:
+        scores: any shape, no NaN.
+
+    Returns:
+        int64, the shape of `scores`, each of 0 … n − 1 once.
+
+    >>> prune_order(torch.tensor([2.0, 0.0, 2.0])).tolist()
+    [1, 0, 2]
+    """
+    order = torch.empty(scores.numel(), dtype=torch.int64, device=scores.device)
+    order[torch.sort(scores.flatten(), stable=True).indices] = torch.arange(scores.numel(), device=scores.device)
+    return order.view(scores.shape)
 
 
 def keep_mask(scores: Tensor, sparsity: float) -> Tensor:
-    """Keep all but the `round(sparsity · n)` lowest scores: that many exactly, ties broken by index (first goes first).
+    """Keep all but the `round(sparsity · n)` lowest scores: that many exactly, ties broken by index.
+
+    A threshold on the scores would take every tie along.
 
     Args:
         scores: any shape, no NaN.
@@ -44,23 +68,22 @@ def keep_mask(scores: Tensor, sparsity: float) -> Tensor:
     >>> keep_mask(torch.zeros(10), 0.3).tolist()
     [False, False, False, True, True, True, True, True, True, True]
     """
-    count = round(sparsity * scores.numel())
-    mask = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
-    # a threshold on the sorted scores would take every tie along; a stable sort takes exactly `count`
-    mask[torch.sort(scores.flatten(), stable=True).indices[:count]] = False
-    return mask.view(scores.shape)
+    return prune_order(scores) >= pruned_count(scores.numel(), sparsity)
 
 
 @torch.no_grad()
-def make_masks(model: nn.Module, sparsity: Sparsity, saliency: Saliency = magnitude) -> dict[str, Tensor]:
+def make_masks(
+    model: nn.Module, sparsity: Sparsity, saliency: Saliency = magnitude, gradients: Gradients | None = None
+) -> dict[str, Tensor]:
     """One mask for each layer that `sparsity` names, least salient weights first.
 
     Raises:
-        InputError: for an unknown layer or a sparsity outside [0, 1).
+        InputError: for an unknown layer, a sparsity outside [0, 1], or a criterion that lacks its gradients.
     """
     check_sparsity(sparsity, model)
-    weights = prunable_weights(model)
-    return {name: keep_mask(saliency(weights[name]), value) for name, value in sparsity.items()}
+    weights = {name: weight for name, weight in prunable_weights(model).items() if name in sparsity}
+    scores = score(saliency, weights, gradients)
+    return {name: keep_mask(scores[name], value) for name, value in sparsity.items()}
 
 
 @torch.no_grad()

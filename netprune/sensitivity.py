@@ -1,138 +1,101 @@
-"""How much it hurts to prune one layer alone, by how much of it goes."""
+"""How much it hurts to prune one layer alone, by how much of it goes: what a scan found."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from netprune.data import Dataset
-from netprune.errors import InputError
-from netprune.evaluation import Evaluation, image_losses, standard_error, summarise
-from netprune.masks import keep_mask
-from netprune.models import prunable_weights, weights_digest
-from netprune.saliency import magnitude
+from netprune.evaluation import Evaluation
 
-Curves = NDArray[np.float64]
-OnPoint = Callable[[int, int], None]
-"""Called after each point with the points done and the points in all."""
+Curve = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerCurve:
+    """One layer pruned to several sparsities, everything else as it was. All arrays are `(S,)`."""
+
+    layer: str
+    """Weight name."""
+    size: int
+    """Weights in the layer."""
+    start: float
+    """Fraction of them that was zero before the scan."""
+    sparsities: Curve
+    """Asked, rising, in (0, 1]."""
+    loss: Curve
+    """Nats."""
+    damage: Curve
+    """Change of the loss against the dense network on the same images, nats."""
+    damage_se: Curve
+    """Its standard error, paired: of the mean of the images' differences."""
+    accuracy: Curve
+    """In [0, 1]."""
+    accuracy_se: Curve
+    """Binomial."""
+    count: NDArray[np.int64]
+    """Images that each point was measured on, the first ones of the split."""
+    changed: NDArray[np.bool_]
+    """Whether any image's loss was another than the dense network's."""
+
+    @property
+    def has_effect(self) -> bool:
+        """False for a layer that can be pruned without changing anything: it is dead, not robust."""
+        return bool(self.changed.any())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sensitivity:
-    """Loss and accuracy of the network with one layer pruned and everything else dense."""
+    """A curve for each layer, and what they were measured with."""
 
-    layers: tuple[str, ...]
-    """Weight names, `(L,)`, in the model's order."""
-    sizes: tuple[int, ...]
-    """Weights in each layer, `(L,)`."""
-    sparsities: tuple[float, ...]
-    """Asked sparsities, `(S,)`, rising, in [0, 1)."""
-    loss: Curves
-    """`(L, S)`, nats."""
-    loss_se: Curves
-    """`(L, S)`: standard error of the *change* of loss, paired with the dense network on the same images."""
-    accuracy: Curves
-    """`(L, S)`, in [0, 1]."""
-    accuracy_se: Curves
-    """`(L, S)`, binomial."""
+    curves: tuple[LayerCurve, ...]
+    """In the model's order."""
     baseline: Evaluation
-    """The dense network on the same images."""
+    """The dense network on the first images of the split: as many as the longest point took."""
     split: str
     """Which split was used."""
     val_digest: str
     """`Dataset.val_digest()` of the data."""
     digest: str
     """`weights_digest()` of the dense network."""
+    max_se: float
+    """What the paired error of each point was to come below, nats; 0 for all images."""
+    missed: int
+    """Points whose paired error is above it still, on all the images that there are."""
+    compute: str
+    """Number format, layout and batch size."""
+    whole_passes: str
+    """Why the prefix could not be reused; empty if it was."""
 
     @property
-    def damage(self) -> Curves:
-        """`(L, S)`: change of loss against the dense network, nats."""
-        return self.loss - self.baseline.loss
+    def layers(self) -> tuple[str, ...]:
+        """Weight names, in the model's order."""
+        return tuple(curve.layer for curve in self.curves)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Weight name → weights in the layer."""
+        return {curve.layer: curve.size for curve in self.curves}
+
+    def __getitem__(self, layer: str) -> LayerCurve:
+        """The curve of one layer; KeyError for an unknown name."""
+        return {curve.layer: curve for curve in self.curves}[layer]
 
     def to_json(self) -> str:
         """All of it as JSON; numbers survive exactly."""
-        return json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()})
+        return json.dumps(asdict(self), default=np.ndarray.tolist)
 
     @classmethod
     def from_json(cls, text: str) -> Sensitivity:
         """The inverse of `to_json`."""
         fields = json.loads(text)
-        fields |= {name: np.array(fields[name]) for name in ("loss", "loss_se", "accuracy", "accuracy_se")}
-        fields |= {name: tuple(fields[name]) for name in ("layers", "sizes", "sparsities")}
-        return cls(**{**fields, "baseline": Evaluation(**fields["baseline"])})
+        curves = tuple(_curve(curve) for curve in fields.pop("curves"))
+        return cls(**{**fields, "curves": curves, "baseline": Evaluation(**fields["baseline"])})
 
 
-def sparsity_grid(low: float, high: float, step: float) -> tuple[float, ...]:
-    """`low, low + step, …` up to `high`, both included where the steps meet it.
-
-    Raises:
-        InputError: unless 0 ≤ low ≤ high < 1 and step > 0.
-
-    >>> sparsity_grid(0.4, 0.9, 0.1)
-    (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    """
-    if not 0 <= low <= high < 1:
-        raise InputError(f"the scan's range is {low} to {high}; it must lie in [0, 1) and rise.")
-    if not step > 0:
-        raise InputError(f"the scan's step is {step}; it must be above 0.")
-    count = int((high - low) / step + 1e-9) + 1
-    return tuple(round(low + step * i, 10) for i in range(count))
-
-
-def scan(
-    model: nn.Module, dataset: Dataset, sparsities: Sequence[float], *, on_point: OnPoint | None = None
-) -> Sensitivity:
-    """Prune each weight tensor alone to each sparsity, by magnitude, and evaluate on the validation split.
-
-    The model's weights, buffers and modes are as before when it returns, also after an exception.
-
-    Args:
-        model: dense, on the device that holds `dataset`.
-        dataset: its validation split is used.
-        sparsities: in [0, 1), rising.
-        on_point: see `OnPoint`.
-    """
-    weights = prunable_weights(model)
-    total = len(weights) * len(sparsities)
-    dense_losses, right = image_losses(model, dataset.val, dataset)
-    points: list[tuple[Evaluation, float]] = []
-    for weight in weights.values():
-        for sparsity in sparsities:
-            with _pruned(weight, sparsity):
-                losses, hits = image_losses(model, dataset.val, dataset)
-            points.append((summarise(losses, hits), standard_error(losses - dense_losses)))
-            if on_point is not None:
-                on_point(len(points), total)
-    shape = (len(weights), len(sparsities))
-    return Sensitivity(
-        layers=tuple(weights),
-        sizes=tuple(weight.numel() for weight in weights.values()),
-        sparsities=tuple(sparsities),
-        loss=np.array([e.loss for e, _ in points]).reshape(shape),
-        loss_se=np.array([paired for _, paired in points]).reshape(shape),
-        accuracy=np.array([e.accuracy for e, _ in points]).reshape(shape),
-        accuracy_se=np.array([e.accuracy_se for e, _ in points]).reshape(shape),
-        baseline=summarise(dense_losses, right),
-        split="val",
-        val_digest=dataset.val_digest(),
-        digest=weights_digest(model),
-    )
-
-
-@contextmanager
-def _pruned(weight: Tensor, sparsity: float) -> Iterator[None]:
-    dense = weight.detach().clone()
-    try:
-        with torch.no_grad():
-            weight.masked_fill_(~keep_mask(magnitude(dense), sparsity), 0.0)
-        yield
-    finally:
-        with torch.no_grad():
-            weight.copy_(dense)
+def _curve(fields: dict[str, Any]) -> LayerCurve:
+    values: dict[str, Any] = {name: np.array(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return LayerCurve(**values)

@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from netprune.compute import Compute
 from netprune.data import Dataset
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
@@ -40,6 +41,9 @@ class TrainConfig:
     """Each gradient value is clipped to ± this, above 0."""
     seed: int = 0
     """Order, crops, flips and dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: forward passes of training in bfloat16 autocast and channels_last; weights, optimiser and validation stay
+    fp32. Much faster where the processor has matrix units for it, much slower where it has not."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -48,6 +52,7 @@ class TrainConfig:
             "max_lr": (0 < self.max_lr < math.inf, "above 0"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
             "grad_clip": (self.grad_clip > 0, "above 0"),
+            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
@@ -147,6 +152,8 @@ class _Loop:
     def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, masks: Masks) -> None:
         self.model, self.dataset, self.config, self.masks = model, dataset, config, masks
         self.epochs_done, self.learning_rate = 0, 0.0
+        bf16 = config.precision == "bf16"
+        self.compute = Compute(bf16=bf16, channels_last=bf16, batch_size=config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay)
         self.steps = steps_per_epoch(len(dataset.train), config.batch_size)
@@ -157,15 +164,18 @@ class _Loop:
     def epoch(self, on_step: OnStep | None) -> EpochResult:
         start = time.perf_counter()
         self.model.train()
+        self.model.to(memory_format=self.compute.memory_format)
         total = torch.zeros((), device=next(self.model.parameters()).device)
         batches = train_batches(self.dataset, self.config.batch_size, self.generator)
         for step, (images, labels) in enumerate(batches, start=1):
-            loss = F.cross_entropy(self.model(images), labels)
+            with self.compute.active(images.device):
+                loss = F.cross_entropy(self.model(self.compute.layout(images)), labels)
             self._step(loss)
             total += loss.detach()
             if on_step is not None:
                 on_step(self.epochs_done * self.steps + step, self.config.epochs * self.steps)
         train_loss, seconds = total.item() / self.steps, time.perf_counter() - start
+        self.model.to(memory_format=torch.contiguous_format)
         val = evaluate(self.model, self.dataset.val, self.dataset)
         self.epochs_done += 1
         if not (math.isfinite(train_loss) and math.isfinite(val.loss)):

@@ -11,6 +11,7 @@ import click
 
 from netprune.errors import InputError
 from netprune.models import MODELS
+from netprune.saliency import SALIENCIES
 from sweeps import interrupts
 from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
@@ -105,9 +106,16 @@ source_options = _stack(
 )
 
 scan_options = _stack(
-    click.option("--low", default=0.4, help="Least sparsity scanned, in [0, 1)."),
-    click.option("--high", default=0.9, help="Greatest sparsity scanned, in [0, 1)."),
-    click.option("--step", default=0.1, help="Step between scanned sparsities."),
+    click.option(
+        "--sparsities",
+        default="auto",
+        help="Scanned sparsities such as 0.4,0.6,0.9, in (0, 1]; auto: log-spaced in density down to 0.1 %, refined.",
+    ),
+    click.option(
+        "--max-se", default=0.02, help="Paired error of a point's damage, in nats, that images are added for; 0: all."
+    ),
+    click.option("--precision", default="auto", help="auto: what is fastest here; fp32: the bits of whole passes."),
+    click.option("--saliency", default="magnitude", help=f"Which weights go first: {', '.join(SALIENCIES)}."),
 )
 
 search_options = _stack(

@@ -7,30 +7,38 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
+from netprune.curves import fit_all
 from netprune.sensitivity import Sensitivity
 from netprune.size import ModelSize
 
 MARKERS = "osD^v<>PX*ph"
+GONE = 3.0
+"""How far left of the sparsest point, as a factor of density, an empty layer is drawn."""
 Weights = Mapping[str, NDArray[np.float32]]
 
 
 def sensitivity_curves(sensitivity: Sensitivity) -> Figure:
-    """Accuracy and loss against sparsity, a line a layer, with the dense network as a dashed line."""
+    """Accuracy and damage against density, a line a layer; what is left when the whole tensor is gone stands apart."""
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for i, layer in enumerate(sensitivity.layers):
-        style = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2, "label": layer}
-        left.errorbar(sensitivity.sparsities, 100 * sensitivity.accuracy[i], 100 * sensitivity.accuracy_se[i], **style)
-        right.errorbar(sensitivity.sparsities, sensitivity.loss[i], sensitivity.loss_se[i], **style)
+    densities = [1 - curve.sparsities for curve in sensitivity.curves]
+    least = min(float(d[d > 0].min(initial=1.0)) for d in densities)
+    for i, (curve, density) in enumerate(zip(sensitivity.curves, densities, strict=True)):
+        style = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2, "label": curve.layer}
+        x = np.where(density > 0, density, least / GONE)  # a log axis has no zero
+        left.errorbar(x, 100 * curve.accuracy, 100 * curve.accuracy_se, **style)
+        right.errorbar(x, curve.damage, curve.damage_se, **style)
     left.axhline(100 * sensitivity.baseline.accuracy, color="black", linestyle="--", label="dense")
-    right.axhline(sensitivity.baseline.loss, color="black", linestyle="--", label="dense")
-    left.set(xlabel="sparsity of the layer", ylabel="validation accuracy (%)", title="One layer pruned, no finetuning")
-    right.set(xlabel="sparsity of the layer", ylabel="validation loss (nats)", yscale="log", title="Its loss")
-    for which in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
-        which(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    right.axhline(0.0, color="black", linestyle="--", label="dense")
+    gone = any((density == 0).any() for density in densities)
+    left.set(ylabel="validation accuracy (%)", title="One layer pruned, no finetuning")
+    right.set(ylabel="change of the loss (nats)", title="Its damage")
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="density of the layer" + (" (leftmost: nothing left)" if gone else ""))
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     return figure
 
@@ -122,4 +130,39 @@ def trial_history(sizes_bytes: Sequence[float], feasible: Sequence[bool]) -> Fig
     axes.step(numbers, np.where(np.isfinite(best), best, np.nan), where="post", color="black", label="best so far")
     axes.set(yscale="log", xlabel="trial", ylabel="packed size (kB)", title="The study's trials")
     axes.legend()
+    return figure
+
+
+def allocations(sensitivity: Sensitivity, found: Mapping[str, Mapping[str, float]], density: float) -> Figure:
+    """Which layer, how much: fitted damage with the points where the last rule stops, and every rule's densities.
+
+    Args:
+        sensitivity: the scan.
+        found: rule → weight name → sparsity; the last rule goes by damage.
+        density: the budget they share.
+    """
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rule, chosen = list(found.items())[-1]
+    for i, (layer, curve) in enumerate(fit_all(sensitivity).items()):
+        x = curve.size * (1 - curve.sparsities)
+        color = f"C{i % 10}"
+        left.plot(np.maximum(x, 0.5), curve.values, color=color, linewidth=1)
+        stop = max(curve.size * (1 - chosen[layer]), 0.5)
+        marker = MARKERS[i % len(MARKERS)]
+        left.plot(stop, curve(chosen[layer]), marker, color=color, markersize=8, label=layer)
+    left.set(xscale="log", xlabel="weights kept in the layer", ylabel="change of the loss (nats)")
+    left.set_title(f"Each layer pruned alone; marks: where {rule} stops at {100 * density:g} %", fontsize="medium")
+    left.legend(fontsize="small")
+    rows = np.arange(len(sensitivity.layers))
+    for i, (name, sparsity) in enumerate(found.items()):
+        kept = [max(1 - sparsity[layer], 1e-4) for layer in sensitivity.layers]
+        right.plot(kept, rows, MARKERS[i % len(MARKERS)] + "-", markersize=6, linewidth=0.8, label=name)
+    right.set_yticks(rows, [f"{curve.layer} ({curve.size:,})" for curve in sensitivity.curves])
+    right.invert_yaxis()
+    right.set(xscale="log", xlabel="density of the layer")
+    right.set_title(f"Who keeps what at {100 * density:g} % of all weights", fontsize="medium")
+    right.legend(fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3, which="both")
     return figure

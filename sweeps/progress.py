@@ -32,7 +32,8 @@ class Progress:
         if not self.started:  # a resumed training does not begin at step 0
             self.started = True
             self.bar.reset(total)
-            self.bar.initial = self.bar.n = done - 1
+            self.bar.initial = self.bar.n = max(0, done - 1)
+        self.bar.total = total  # a scan that refines its curves learns of more points on the way
         self.bar.update(done - self.bar.n)
 
 

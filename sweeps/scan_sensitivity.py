@@ -6,35 +6,62 @@ from typing import Any
 
 import click
 
-from netprune.sensitivity import Sensitivity, sparsity_grid
+from netprune.curves import fit
+from netprune.sensitivity import LayerCurve, Sensitivity
 from sweeps.command import command, data_options, scan_options, source_options
-from sweeps.stages.scanning import ScanRequest, run_scan
-from sweeps.stages.source import DataRequest, SourceRequest, open_source
-from sweeps.table import percent, table
+from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest, run_scan
+from sweeps.stages.source import DataRequest, SourceRequest, open_source, part_way
+from sweeps.table import count, percent, table
+
+DAMAGES = (0.02, 0.1, 0.5)
 
 
 @command
 @source_options
 @data_options("auto")
 @scan_options
-def main(dataset: str, data_dir: str, device: str, low: float, high: float, step: float, **options: Any) -> None:
-    """Prune each weight tensor alone, at each sparsity, and evaluate: curves, figure and table go to MLflow."""
-    sparsity_grid(low, high, step)  # a wrong range should not wait for the data
+@click.option(
+    "--around", default="none", help="Scan what is left after pruning to RULE:DENSITY, such as kept_norm:0.1."
+)
+@click.option("--finetune-epochs", default=1, help="Epochs of finetuning before that scan; 0 for none.")
+def main(dataset: str, data_dir: str, device: str, around: str, finetune_epochs: int, **options: Any) -> None:
+    """Prune each weight tensor alone, by more and more, and evaluate: curves, figure and table go to MLflow."""
+    request = ScanRequest.of({name: options.pop(name) for name in SCAN_OPTIONS})
     source = open_source(SourceRequest(**options), DataRequest(dataset=dataset, data_dir=data_dir, device=device))
-    outcome = run_scan(source, ScanRequest(low=low, high=high, step=step))
-    click.echo(accuracy_table(outcome.sensitivity))
+    if around != "none":
+        source = part_way(source, around, finetune_epochs)
+    outcome = run_scan(source, request)
+    click.echo(damage_table(outcome.sensitivity))
     click.echo(f"run {outcome.run_id}\nnext: python -m sweeps.search_sparsity")
 
 
-def accuracy_table(sensitivity: Sensitivity) -> str:
-    """Validation accuracy by layer and sparsity."""
-    header = ["validation accuracy", *(f"{s:g}" for s in sensitivity.sparsities)]
-    rows = [
-        [layer, *(percent(accuracy) for accuracy in curve)]
-        for layer, curve in zip(sensitivity.layers, sensitivity.accuracy.tolist(), strict=True)
-    ]
+def damage_table(sensitivity: Sensitivity) -> str:
+    """How far each layer can be pruned alone for a given damage, and what was measured."""
+    header = ["layer", "weights", *(f"{d:g} nats at" for d in DAMAGES), "all gone", "points", "images"]
+    rows = [_row(curve) for curve in sensitivity.curves]
     dense = sensitivity.baseline
-    return f"{table(header, rows)}\ndense {percent(dense.accuracy, dense.accuracy_se)} on {dense.count:,} images"
+    error = f"paired error below {sensitivity.max_se:g} nats or 5 %" if sensitivity.max_se else "all images"
+    lines = [
+        table(header, rows),
+        f"dense {percent(dense.accuracy, dense.accuracy_se)} on {dense.count:,} images; {error}; {sensitivity.compute}",
+    ]
+    if sensitivity.missed:
+        lines.append(f"{sensitivity.missed} points are less sharp than that on all the images that there are")
+    if sensitivity.whole_passes:
+        lines.append(f"whole passes, the prefix was not reused: {sensitivity.whole_passes}")
+    lines += [f"{c.layer} has no effect: it is dead, not robust" for c in sensitivity.curves if not c.has_effect]
+    return "\n".join(lines)
+
+
+def _row(curve: LayerCurve) -> list[str]:
+    damage = fit(curve)
+    gone = f"{curve.damage[-1]:.2f} nats" if curve.sparsities[-1] == 1 else ""
+    reached = [
+        percent(damage.most_at(level)) if damage.values[-1] > level else f"> {percent(damage.last)}"
+        for level in DAMAGES
+    ]
+    images = f"{curve.count.min():,}-{curve.count.max():,}"
+    return [curve.layer, count(curve.size), *reached, gone, str(len(curve.sparsities)), images]
 
 
 if __name__ == "__main__":

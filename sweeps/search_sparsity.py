@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sweeps.command import command, data_options, scan_options, search_options, source_options
-from sweeps.stages.scanning import ScanRequest
+from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest
 from sweeps.stages.searching import SearchRequest, run_search
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
 from sweeps.table import count, percent
@@ -24,9 +24,6 @@ def main(
     dataset: str,
     data_dir: str,
     device: str,
-    low: float,
-    high: float,
-    step: float,
     timeout: float,
     accuracy_floor: float,
     **options: Any,
@@ -34,7 +31,7 @@ def main(
     """Find the smallest packed file that meets the floor. Each trial prunes, finetunes, packs and scores the file."""
     names = ("max_drop", "trials", "finetune_epochs", "batch_size", "seed", "study_name")
     request = SearchRequest(
-        scan=ScanRequest(low=low, high=high, step=step),
+        scan=ScanRequest.of({name: options.pop(name) for name in SCAN_OPTIONS}),
         timeout=timeout or None,
         accuracy_floor=accuracy_floor or None,
         **{name: options.pop(name) for name in names},

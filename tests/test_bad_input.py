@@ -171,10 +171,27 @@ def test_search_floor_given_as_a_fraction_is_refused(refused, dense):
     assert "it is in percent" in refused(search_sparsity.main, *SMALL, "--accuracy-floor", "0.9")
 
 
-@pytest.mark.parametrize(("low", "high"), [("0.4", "1.0"), ("-0.1", "0.9"), ("0.9", "0.4"), ("nan", "0.9")])
-def test_scan_sparsity_outside_zero_to_one_is_refused(refused, dense, low, high):
-    for command in (scan_sensitivity.main, search_sparsity.main):
-        assert "must lie in [0, 1)" in refused(command, *SMALL, "--low", low, "--high", high)
+@pytest.mark.parametrize("command", [scan_sensitivity.main, search_sparsity.main])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--sparsities", "0.4,1.1", "above 0 and up to 1"),
+        ("--sparsities", "0,0.9", "above 0 and up to 1"),
+        ("--sparsities", "0.9,0.4", "must rise"),
+        ("--sparsities", "nan", "above 0 and up to 1"),
+        ("--sparsities", "half", "it is auto, or numbers such as"),
+        ("--max-se", "-1", "max_se is -1.0"),
+        ("--max-se", "nan", "max_se is nan"),
+        ("--precision", "fp8", "choose auto or fp32"),
+        ("--saliency", "magic", "choose one of magnitude, lamp"),
+    ],
+)
+def test_scan_option_out_of_range_is_refused(refused, command, option, value, message):
+    assert message in refused(command, option, value)
+
+
+def test_analyse_budget_below_the_scans_reach_is_refused_with_the_mend(refused, dense):
+    assert "density is 2.0; it must be" in refused(analyse.main, *SMALL, "--allocation", "knapsack:2")
 
 
 @pytest.mark.parametrize("allocation", ["uniform:0", "uniform:1.5", "global_magnitude:-1"])
@@ -183,7 +200,7 @@ def test_analyse_sparsity_outside_zero_to_one_is_refused(refused, dense, allocat
 
 
 def test_analyse_unknown_allocation_names_the_known_ones(refused, dense):
-    assert "choose none, document" in refused(analyse.main, *SMALL, "--allocation", "magic:0.1")
+    assert "choose one of uniform, document" in refused(analyse.main, *SMALL, "--allocation", "magic:0.1")
 
 
 @pytest.mark.parametrize("command", [search_sparsity.main, pipeline.main])
@@ -211,7 +228,7 @@ def test_no_study_in_the_store_says_how_to_get_one(refused, command):
 def test_register_with_nothing_feasible_says_how_far_and_registers_nothing(refused):
     recipe = ["--dataset", "digits", "--width", "4", "--epochs", "4", "--batch-size", "32"]
     assert CliRunner().invoke(train.main, recipe).exit_code == 0
-    options = ["--max-drop", "0", "--trials", "1", "--finetune-epochs", "0", "--low", "0.9", "--study-name", "hopeless"]
+    options = ["--max-drop", "0", "--trials", "1", "--finetune-epochs", "0", "--study-name", "hopeless"]
     searched = CliRunner().invoke(search_sparsity.main, options)
     assert searched.exit_code == 0, searched.output
     assert "no trial meets the floor yet" in searched.output

@@ -1,6 +1,7 @@
 """The real commands, in processes of their own, in a copy of the project with a store of its own."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -260,3 +261,36 @@ def test_search_interrupted_closes_study_and_trial_and_refuses_other_constants(p
     refused = run(project, *command, "1")
     assert refused.returncode == 1
     assert "study cut was made with finetune_epochs=400, not 1" in refused.stderr
+
+
+def test_mlflow_run_scan_then_analyse_by_damage_uses_that_scan(project, store):
+    options = ["-P", "sparsities=0.5,0.9,1", "-P", "max_se=0", "-P", "precision=fp32"]
+    scanned = run(project, "mlflow", "run", ".", "-e", "scan", *options)
+    assert scanned.returncode == 0, scanned.stderr
+    found = store.stage("scan")[0]
+    assert found.info.status == "FINISHED"
+    assert store.artifacts(found, "figures") == {"sensitivity.png", "allocations.png"}
+    assert store.steps(found, "damage/conv1.0.weight") == [5000, 9000, 10000]
+    assert "all gone" in scanned.stdout
+    by_damage = [sys.executable, "-m", "sweeps.analyse", "--allocation", "knapsack:0.3"]
+    analysed = run(project, *by_damage)
+    assert analysed.returncode == 0, analysed.stderr
+    assert store.stage("analyse")[0].data.metrics["pruned_sparsity"] == pytest.approx(0.7, abs=0.01)
+
+
+def test_benchmark_scan_quick_ends_with_its_figure(tmp_path):
+    options = ["--width", "2", "--quick", "--json", str(tmp_path / "out.json"), "--data-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scan", *options],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exact mode has the straightforward scan's numbers, bit for bit: yes" in done.stdout
+    last = done.stdout.strip().splitlines()[-1]
+    figure = json.loads((tmp_path / "out.json").read_text())["figure"]
+    assert last == f"figure: {figure:.3g} times less time than the straightforward scan, default mode"

@@ -4,9 +4,12 @@ import io
 
 import numpy as np
 import pytest
+import torch
 
+from netprune.allocation import equal_slope, uniform
+from netprune.curves import fit
 from netprune.evaluation import Evaluation
-from netprune.sensitivity import Sensitivity
+from netprune.sensitivity import LayerCurve, Sensitivity
 from netprune.size import LayerSize, ModelSize
 from sweeps import figures
 
@@ -28,19 +31,32 @@ def points(axes, label):
 
 def sensitivity(layers):
     rng = np.random.default_rng(0)
-    shape = (layers, 3)
     return Sensitivity(
-        layers=tuple(f"layer{i}.weight" for i in range(layers)),
-        sizes=(10,) * layers,
-        sparsities=(0.4, 0.6, 0.8),
-        loss=rng.uniform(0.5, 3, shape),
-        loss_se=rng.uniform(0.01, 0.1, shape),
-        accuracy=rng.uniform(0, 1, shape),
-        accuracy_se=rng.uniform(0.001, 0.01, shape),
+        curves=tuple(curve(f"layer{i}.weight", 2 + i % 3, rng) for i in range(layers)),
         baseline=Evaluation(loss=0.4, loss_se=0.01, accuracy=0.87, accuracy_se=0.01, count=100),
         split="val",
         val_digest="",
         digest="",
+        max_se=0.02,
+        missed=0,
+        compute="fp32",
+        whole_passes="",
+    )
+
+
+def curve(layer, points, rng):
+    return LayerCurve(
+        layer=layer,
+        size=1000,
+        start=0.0,
+        sparsities=np.array([*(1 - 0.1 ** np.arange(1, points)), 1.0]),
+        loss=rng.uniform(0.5, 3, points),
+        damage=np.sort(rng.uniform(0.1, 3, points)),
+        damage_se=rng.uniform(0.01, 0.1, points),
+        accuracy=rng.uniform(0, 1, points),
+        accuracy_se=rng.uniform(0.001, 0.01, points),
+        count=np.full(points, 100),
+        changed=np.full(points, True),
     )
 
 
@@ -56,16 +72,33 @@ def size(nonzero):
 def test_sensitivity_curves_draw_every_layer_and_the_dense_network(layers):
     scan = sensitivity(layers)
     figure = figures.sensitivity_curves(scan)
-    accuracy, loss = figure.axes
-    for axes, values, dense in ((accuracy, 100 * scan.accuracy, 87.0), (loss, scan.loss, 0.4)):
+    accuracy, damage = figure.axes
+    for axes, name, scale, dense in ((accuracy, "accuracy", 100, 87.0), (damage, "damage", 1, 0.0)):
         assert len(axes.containers) == layers
-        for container, row in zip(axes.containers, values, strict=True):
-            assert np.allclose(container.lines[0].get_xdata(), scan.sparsities)
-            assert np.allclose(container.lines[0].get_ydata(), row)
+        for container, curve in zip(axes.containers, scan.curves, strict=True):
+            x, y = container.lines[0].get_data()
+            assert np.allclose(x[:-1], 1 - curve.sparsities[:-1])
+            assert 0 < x[-1] < min(x[:-1]), "an empty layer stands left of the sparsest one"
+            assert np.allclose(y, scale * getattr(curve, name))
         assert np.allclose(line(axes, "dense").get_ydata(), dense)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(labels) == sorted([*scan.layers, "dense"])
     assert draw(figure) > 1000
+
+
+@pytest.mark.parametrize("layers", [1, 16])
+def test_allocations_draw_every_rules_densities_and_where_the_last_one_stops(layers):
+    scan = sensitivity(layers)
+    shapes = {name: torch.Size([size]) for name, size in scan.sizes.items()}
+    found = {"uniform": uniform(shapes, 0.2), "equal_slope": equal_slope(scan, 0.2)}
+    left, right = figures.allocations(scan, found, 0.2).axes
+    for name, sparsity in found.items():
+        assert np.allclose(line(right, name).get_xdata(), [max(1 - s, 1e-4) for s in sparsity.values()])
+    for name, sparsity in found["equal_slope"].items():
+        assert np.allclose(
+            line(left, name).get_data(), [[max(1000 * (1 - sparsity), 0.5)], [fit(scan[name])(sparsity)]]
+        )
+    assert draw(left.figure) > 1000
 
 
 def test_parameters_per_layer_draws_prunable_layers_only():

@@ -12,12 +12,16 @@ TREES = {
 }
 COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "pipeline")
 LAYERS = (
-    {"errors", "models", "data", "image_folder", "saliency", "size"},
-    {"loader", "masks"},
-    {"evaluation"},
-    {"training"},
-    {"sensitivity", "allocation", "packing"},
-    {"pruning", "pyfunc"},
+    {"errors", "compute"},
+    {"models", "image_folder", "saliency"},
+    {"data", "size", "masks", "packing", "tracing"},
+    {"loader"},
+    {"evaluation", "gradients"},
+    {"training", "sensitivity"},
+    {"curves", "grid"},
+    {"knapsack"},
+    {"allocation"},
+    {"scanner", "budget", "pruning", "pyfunc"},
 )
 RANK = {f"netprune.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer} | {"netprune": len(LAYERS)}
 
@@ -48,7 +52,18 @@ def test_import_graph_of_both_packages_is_acyclic():
 def test_import_graph_of_the_library_goes_one_way():
     modules = {name for name in GRAPH if name.startswith("netprune")}
     assert modules == RANK.keys()
-    assert not [(one, other) for one in modules for other in GRAPH[one] & modules if RANK[other] > RANK[one]]
+    # strictly down: nothing is imported from a module's own layer either
+    assert not [(one, other) for one in modules for other in GRAPH[one] & modules if RANK[other] >= RANK[one]]
+
+
+def test_scanning_is_apart_from_what_is_made_of_a_scan():
+    # rules, curves and budgets read a Sensitivity; they neither measure one nor run a network
+    reached, waiting = set(), ["netprune.allocation", "netprune.budget", "netprune.curves", "netprune.knapsack"]
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        waiting += (GRAPH[name] & GRAPH.keys()) - reached
+    assert not reached & {f"netprune.{name}" for name in ("scanner", "tracing", "compute", "gradients", "training")}
 
 
 def test_library_imports_no_driver_and_never_prints():
@@ -58,6 +73,10 @@ def test_library_imports_no_driver_and_never_prints():
         (module, node.id) for module, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Name)
     }
     assert not {module for module, name in names if name == "print" and module.startswith("netprune")}
+
+
+def test_scipy_is_imported_where_curves_are_fitted_only():
+    assert importers("scipy") == {"netprune.curves"}
 
 
 def test_mlflow_and_optuna_are_imported_in_their_own_rooms_only():

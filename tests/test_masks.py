@@ -7,8 +7,17 @@ from torch import nn
 from torch.nn.utils import prune
 
 from netprune.errors import InputError
-from netprune.masks import apply_masks, check_sparsity, keep_mask, make_masks, measured_sparsity
+from netprune.masks import (
+    apply_masks,
+    check_sparsity,
+    keep_mask,
+    make_masks,
+    measured_sparsity,
+    prune_order,
+    pruned_count,
+)
 from netprune.models import prunable_weights, weights_digest
+from netprune.saliency import taylor
 
 
 def pruned(mask):
@@ -57,7 +66,42 @@ def test_keep_mask_of_a_large_tensor_is_stable_too():
     assert mask[30_000:].all()
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.1, 1 / 3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("shape", [(1,), (13,), (5, 7), (3, 2, 4, 4)])
+def test_prune_order_inverts_a_stable_sort_in_numpy(shape):
+    scores = np.random.default_rng(0).integers(0, 5, shape).astype(np.float32)
+    order = prune_order(torch.from_numpy(scores))
+    assert order.dtype == torch.int64
+    assert order.shape == shape
+    expected = np.empty(scores.size, dtype=np.int64)
+    expected[np.argsort(scores.ravel(), kind="stable")] = np.arange(scores.size)
+    assert np.array_equal(order.numpy().ravel(), expected)
+
+
+def test_prune_order_of_any_memory_format_is_the_same():
+    scores = torch.randint(0, 9, (6, 5, 3, 3), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(prune_order(scores.to(memory_format=torch.channels_last)), prune_order(scores))
+
+
+def test_prune_order_and_pruned_count_make_the_mask_of_every_sparsity():
+    scores = torch.randint(0, 6, (31,), generator=torch.Generator().manual_seed(1))
+    order = prune_order(scores)
+    for sparsity in np.linspace(0, 1, 77).tolist():
+        assert torch.equal(keep_mask(scores, sparsity), order >= pruned_count(31, sparsity))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 24, 54, 1000, 147_456])
+def test_pruned_count_is_the_nearest_whole_number_and_never_falls(size):
+    sparsities = np.linspace(0, 1, 2001).tolist()
+    counts = [pruned_count(size, sparsity) for sparsity in sparsities]
+    assert all(abs(count - sparsity * size) <= 0.5 for count, sparsity in zip(counts, sparsities, strict=True))
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (0, size)
+    assert [pruned_count(size, 1 - kept / size) for kept in range(min(size, 2000))] == [
+        size - kept for kept in range(min(size, 2000))
+    ]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 1 / 3, 0.5, 0.9, 0.99, 1.0])
 def test_make_masks_equal_torchs_magnitude_pruning(tiny_net, sparsity):
     weights = prunable_weights(tiny_net)
     masks = make_masks(tiny_net, dict.fromkeys(weights, sparsity))
@@ -83,6 +127,26 @@ def test_make_masks_takes_another_saliency(tiny_net):
     assert weight[~mask].abs().min() >= weight[mask].abs().max()
 
 
+def test_make_masks_by_gradient_prune_what_changes_the_loss_least(tiny_net):
+    generator = torch.Generator().manual_seed(0)
+    weights = prunable_weights(tiny_net)
+    gradients = {name: torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    masks = make_masks(tiny_net, {"conv2.0.weight": 0.3, "classifier.4.weight": 0.5}, taylor, gradients)
+    assert list(masks) == ["conv2.0.weight", "classifier.4.weight"]
+    for name, sparsity in (("conv2.0.weight", 0.3), ("classifier.4.weight", 0.5)):
+        scores = (weights[name].detach() * gradients[name]).abs().numpy().ravel()
+        expected = np.ones(scores.size, dtype=bool)
+        expected[np.argsort(scores, kind="stable")[: round(sparsity * scores.size)]] = False
+        assert np.array_equal(masks[name].numpy().ravel(), expected)
+
+
+def test_make_masks_of_sparsity_one_empty_the_layer_alone(tiny_net):
+    apply_masks(tiny_net, make_masks(tiny_net, {"conv1.0.weight": 1.0, "conv2.0.weight": 1}))
+    measured = measured_sparsity(tiny_net)
+    assert [name for name, value in measured.items() if value] == ["conv1.0.weight", "conv2.0.weight"]
+    assert measured["conv1.0.weight"] == measured["conv2.0.weight"] == 1.0
+
+
 def test_make_masks_unknown_layer_is_named_with_the_choices(tiny_net):
     with pytest.raises(InputError, match=r"conv9\.0\.weight.*conv1\.0\.weight"):
         make_masks(tiny_net, {"conv9.0.weight": 0.5})
@@ -94,17 +158,18 @@ def test_make_masks_of_what_is_not_prunable_is_refused(tiny_net, name):
         make_masks(tiny_net, {name: 0.5})
 
 
-@pytest.mark.parametrize("value", [1.0, 1.5, -0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [1.0000001, 1.5, -0.1, float("nan"), float("inf")])
 def test_make_masks_sparsity_out_of_range_is_named(tiny_net, value):
     with pytest.raises(InputError, match=rf"res1\.0\.0\.weight is {value}"):
         make_masks(tiny_net, {"conv1.0.weight": 0.5, "res1.0.0.weight": value})
 
 
-def test_check_sparsity_accepts_the_whole_range(tiny_net):
-    for value in (0, 0.0, 0.5, 0.999999):
+def test_check_sparsity_accepts_the_whole_range_and_no_more(tiny_net):
+    for value in (0, 0.0, 0.5, 0.999999, 1, 1.0):
         check_sparsity({"conv1.0.weight": value}, tiny_net)
-    with pytest.raises(InputError):
-        check_sparsity({"conv1.0.weight": 1}, tiny_net)
+    for value in (-1e-9, 1 + 1e-9):
+        with pytest.raises(InputError, match="at least 0 and at most 1"):
+            check_sparsity({"conv1.0.weight": value}, tiny_net)
 
 
 def test_apply_masks_sets_positive_zeros_and_touches_nothing_else(tiny_net):

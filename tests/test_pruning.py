@@ -6,24 +6,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from netprune.allocation import document
+from netprune.allocation import document, shapes_of
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
+from netprune.gradients import loss_gradients
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
-from netprune.pruning import finetune_config, prune_candidate
+from netprune.pruning import PruneConfig, finetune_config, prune_candidate
+from netprune.saliency import SALIENCIES
 from netprune.training import TrainConfig, train
 
-FINETUNE = TrainConfig(epochs=2, batch_size=16, seed=4)
+RECIPE = TrainConfig(epochs=2, batch_size=16, seed=4)
+ONE_SHOT, FINETUNED = PruneConfig(), PruneConfig(finetune=RECIPE)
 
 
-@pytest.mark.parametrize("finetune", [None, FINETUNE], ids=["one shot", "finetuned"])
-def test_prune_candidate_with_the_documents_allocation_prunes_exact_counts(
-    tiny_net, tiny_dataset, tiny_header, finetune
-):
-    allocation = document(list(prunable_weights(tiny_net)))
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, finetune)
+@pytest.mark.parametrize("config", [ONE_SHOT, FINETUNED], ids=["one shot", "finetuned"])
+def test_prune_candidate_with_the_documents_allocation_prunes_exact_counts(tiny_net, tiny_dataset, tiny_header, config):
+    allocation = document(shapes_of(tiny_net))
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
     shipped = prunable_weights(unpack(data).model)
     zeros = {name: int((w.detach().numpy() == 0).sum()) for name, w in shipped.items()}
     expected = {name: round((0.9 if i else 0.6) * w.numel()) for i, (name, w) in enumerate(shipped.items())}
@@ -35,10 +36,10 @@ def test_prune_candidate_with_the_documents_allocation_prunes_exact_counts(
     assert 0.89 < result.sparsity < 0.9
 
 
-@pytest.mark.parametrize("finetune", [None, FINETUNE], ids=["one shot", "finetuned"])
-def test_prune_candidate_scores_the_file_as_it_loads(tiny_net, tiny_dataset, tiny_header, finetune):
+@pytest.mark.parametrize("config", [ONE_SHOT, FINETUNED], ids=["one shot", "finetuned"])
+def test_prune_candidate_scores_the_file_as_it_loads(tiny_net, tiny_dataset, tiny_header, config):
     allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, finetune)
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
     found = unpack(data)
     parameters = [p.detach().numpy() for p in found.model.parameters()]
     assert result.val == evaluate(found.model, tiny_dataset.val, tiny_dataset)
@@ -50,18 +51,18 @@ def test_prune_candidate_scores_the_file_as_it_loads(tiny_net, tiny_dataset, tin
 
 def test_prune_candidate_equals_its_steps_taken_one_by_one(tiny_net, tiny_dataset, tiny_header):
     allocation = {"conv3.0.weight": 0.8, "classifier.3.weight": 0.5}
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNE)
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED)
     model = copy.deepcopy(tiny_net)
     masks = make_masks(model, allocation)
     apply_masks(model, masks)
     assert result.one_shot == evaluate(model, tiny_dataset.val, tiny_dataset)
-    train(model, tiny_dataset, FINETUNE, masks=masks)
+    train(model, tiny_dataset, RECIPE, masks=masks)
     assert weights_digest(unpack(data).model) == weights_digest(model)
     assert result.seed == 4
 
 
 def test_prune_candidate_one_shot_keeps_every_kept_weight(tiny_net, tiny_dataset, tiny_header):
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, None)
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, ONE_SHOT)
     shipped = prunable_weights(unpack(data).model)
     for name, weight in prunable_weights(tiny_net).items():
         kept = shipped[name] != 0
@@ -76,7 +77,7 @@ def test_prune_candidate_leaves_the_dense_network_as_it_is(tiny_net, tiny_datase
     tiny_net.res1.eval()
     digest, modes = weights_digest(tiny_net), [m.training for m in tiny_net.modules()]
     state = torch.get_rng_state()
-    prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, FINETUNE)
+    prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, FINETUNED)
     assert weights_digest(tiny_net) == digest
     assert [m.training for m in tiny_net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -85,14 +86,14 @@ def test_prune_candidate_leaves_the_dense_network_as_it_is(tiny_net, tiny_datase
 
 def test_prune_candidate_never_reads_the_test_split(tiny_net, tiny_dataset, tiny_header):
     result, _ = prune_candidate(
-        tiny_net, replace(tiny_dataset, test=None), tiny_header, {"conv2.0.weight": 0.5}, FINETUNE
+        tiny_net, replace(tiny_dataset, test=None), tiny_header, {"conv2.0.weight": 0.5}, FINETUNED
     )
     assert result.val.count == 24
 
 
 def test_prune_candidate_twice_gives_the_same_bytes(tiny_net, tiny_dataset, tiny_header):
     first, second = (
-        prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, FINETUNE)[1] for _ in range(2)
+        prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, FINETUNED)[1] for _ in range(2)
     )
     assert first == second
 
@@ -104,7 +105,7 @@ def test_prune_candidate_finetuning_is_followed_by_callbacks(tiny_net, tiny_data
         tiny_dataset,
         tiny_header,
         {"conv2.0.weight": 0.5},
-        FINETUNE,
+        FINETUNED,
         on_epoch=lambda epoch, _: epochs.append(epoch),
         on_step=lambda *step: steps.append(step),
     )
@@ -115,14 +116,49 @@ def test_prune_candidate_finetuning_is_followed_by_callbacks(tiny_net, tiny_data
 
 def test_prune_candidate_unknown_layer_is_refused(tiny_net, tiny_dataset, tiny_header):
     with pytest.raises(InputError, match="conv9"):
-        prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv9.0.weight": 0.5}, None)
+        prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv9.0.weight": 0.5}, ONE_SHOT)
 
 
 def test_prune_candidate_that_diverges_raises_diverged_error(tiny_net, tiny_dataset, tiny_header):
+    config = PruneConfig(finetune=TrainConfig(epochs=2, batch_size=8, max_lr=1e30))
     with pytest.raises(DivergedError):
-        prune_candidate(tiny_net, tiny_dataset, tiny_header, {}, TrainConfig(epochs=2, batch_size=8, max_lr=1e30))
+        prune_candidate(tiny_net, tiny_dataset, tiny_header, {}, config)
 
 
 def test_finetune_config_of_zero_epochs_is_none():
     assert finetune_config(0) is None
     assert finetune_config(3, batch_size=64, seed=2) == TrainConfig(epochs=3, batch_size=64, seed=2)
+
+
+def test_finetune_config_takes_the_precision():
+    assert finetune_config(1).precision == "fp32"
+    assert finetune_config(1, precision="bf16") == TrainConfig(epochs=1, precision="bf16")
+
+
+def test_prune_config_without_options_is_one_shot_magnitude():
+    assert (ONE_SHOT.saliency, ONE_SHOT.finetune) == ("magnitude", None)
+
+
+def test_prune_config_unknown_saliency_is_refused_with_the_choices():
+    with pytest.raises(InputError, match=r"unknown saliency 'size': choose one of magnitude, lamp"):
+        PruneConfig(saliency="size")
+
+
+@pytest.mark.parametrize("config", [ONE_SHOT, FINETUNED], ids=["one shot", "finetuned"])
+def test_prune_candidate_of_everything_in_a_layer_ships_an_empty_layer(tiny_net, tiny_dataset, tiny_header, config):
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, {"res1.0.0.weight": 1.0}, config)
+    shipped = prunable_weights(unpack(data).model)
+    assert [name for name, w in shipped.items() if not w.any()] == ["res1.0.0.weight"]
+    assert result.measured["res1.0.0.weight"] == 1.0
+
+
+@pytest.mark.parametrize("name", SALIENCIES)
+def test_prune_candidate_takes_the_least_salient_first(tiny_net, tiny_dataset, tiny_header, name):
+    allocation = {"conv2.0.weight": 0.5, "conv4.0.weight": 0.7}
+    _, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, PruneConfig(saliency=name))
+    expected = make_masks(tiny_net, allocation, SALIENCIES[name], loss_gradients(tiny_net, tiny_dataset))
+    shipped = prunable_weights(unpack(data).model)
+    assert all(torch.equal(shipped[layer] != 0, mask) for layer, mask in expected.items())
+    by_magnitude = make_masks(tiny_net, allocation)
+    same = all(torch.equal(by_magnitude[layer], mask) for layer, mask in expected.items())
+    assert same == (name in ("magnitude", "lamp", "norm_loss"))

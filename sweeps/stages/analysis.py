@@ -9,16 +9,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from netprune.allocation import document, global_magnitude, uniform
-from netprune.errors import InputError
-from netprune.masks import Sparsity, apply_masks, make_masks
+from netprune.allocation import ALLOCATORS, BY_DAMAGE, Basis, allocation_from
+from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights
 from netprune.size import ModelSize, measure_size
 from sweeps import figures, tracking
+from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.source import Source
 from sweeps.table import count, percent, table
 
-ALLOCATIONS = "none, document, uniform:DENSITY or global_magnitude:DENSITY"
+RULES = ", ".join(ALLOCATORS)
+ALLOCATIONS = f"none, document for its own numbers, or RULE:DENSITY such as lamp:0.1, RULE one of {RULES}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,16 @@ def run_analysis(source: Source, allocation: str) -> Analysis:
 
     Args:
         source: its network is pruned in place if `allocation` asks for it.
-        allocation: `none`, `document`, `uniform:0.1`, `global_magnitude:0.1` (the number is a density).
+        allocation: `none`, or a rule and a density, such as `global_magnitude:0.1`; a rule that goes by damage takes
+            the network's scan from the store, or makes it.
 
     Raises:
         InputError: for an unknown allocation.
     """
-    sparsity = parse_allocation(allocation, source.model)
+    sparsity = None
+    if allocation != "none":
+        scanned = run_scan(source, ScanRequest()).sensitivity if allocation.startswith(BY_DAMAGE) else None
+        sparsity = allocation_from(allocation, Basis(model=source.model, sensitivity=scanned))
     config = {**source.record(), "allocation": allocation}
     with tracking.tracked_run("analyse", f"analyse {source.label}", config) as run_id:
         before, plots = measure_size(source.model), histograms(source.model, "before")
@@ -54,29 +59,6 @@ def run_analysis(source: Source, allocation: str) -> Analysis:
         tracking.log_metrics(_metrics(before, "") | (_metrics(after, "pruned_") if after else {}))
         tracking.log_bytes(size_table(after or before).encode(), "size.txt")
     return Analysis(run_id, before, after)
-
-
-def parse_allocation(text: str, model: nn.Module) -> Sparsity | None:
-    """`document`, `uniform:0.1`, … → sparsities; None for `none`.
-
-    Raises:
-        InputError: for anything else.
-    """
-    layers = list(prunable_weights(model))
-    name, _, number = text.partition(":")
-    if text == "none":
-        return None
-    if text == "document":
-        return document(layers)
-    try:
-        density = float(number)
-    except ValueError:
-        raise InputError(f"unknown allocation {text!r}: choose {ALLOCATIONS}.") from None
-    if name == "uniform":
-        return uniform(layers, density)
-    if name == "global_magnitude":
-        return global_magnitude(model, density)
-    raise InputError(f"unknown allocation {text!r}: choose {ALLOCATIONS}.")
 
 
 def histograms(model: nn.Module, when: str) -> dict[str, Figure]:

@@ -1,26 +1,65 @@
-"""Scan a dense network's layers, or take the scan that is in the store already."""
+"""Scan a dense network's layers, go on with an interrupted scan, or take the one that is in the store already."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from netprune.sensitivity import Sensitivity, scan, sparsity_grid
-from sweeps import figures, tracking
+from netprune.allocation import Basis, find_allocator
+from netprune.errors import InputError
+from netprune.saliency import find_saliency
+from netprune.scanner import ScanConfig, ScanRecord, scan
+from netprune.sensitivity import Sensitivity
+from sweeps import figures, interrupts, tracking
 from sweeps.progress import Progress, report
 from sweeps.stages.source import Source
 
-SENSITIVITY = "sensitivity.json"
-DIGEST, DATA_DIGEST, GRID = "netprune.weights_digest", "netprune.val_digest", "netprune.sparsities"
+SENSITIVITY, RECORD = "sensitivity.json", "scan.safetensors"
+DIGEST, DATA_DIGEST, CONFIG = "netprune.weights_digest", "netprune.val_digest", "netprune.scan"
+SCAN_OPTIONS = ("sparsities", "max_se", "precision", "saliency")
+AUTO = "auto"
+KEEP_SECONDS = 5.0
+SHOWN_RULES = ("uniform", "global_magnitude", "erk", "lamp", "kept_norm", "knapsack")
+SHOWN_DENSITY = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanRequest:
-    """Which sparsities: `low, low + step, … high`, in [0, 1)."""
+    """What to measure, and which weights go first."""
 
-    low: float = 0.4
-    high: float = 0.9
-    step: float = 0.1
+    config: ScanConfig = field(default_factory=ScanConfig)
+    saliency: str = "magnitude"
+
+    def __post_init__(self) -> None:
+        find_saliency(self.saliency)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> ScanRequest:
+        """From the command line's options.
+
+        Raises:
+            InputError: naming the option and its range.
+        """
+        text = options["sparsities"]
+        try:
+            sparsities = () if text == AUTO else tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise InputError(f"sparsities is {text!r}; it is auto, or numbers such as 0.4,0.6,0.9.") from None
+        config = ScanConfig(sparsities=sparsities, max_se=options["max_se"], precision=options["precision"])
+        return cls(config=config, saliency=options["saliency"])
+
+    def record(self) -> dict[str, str]:
+        """Params that say what was asked for."""
+        sparsities = ",".join(map(str, self.config.sparsities)) or AUTO
+        return {
+            "sparsities": sparsities,
+            "max_se": str(self.config.max_se),
+            "precision": self.config.precision,
+            "saliency": self.saliency,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,44 +69,95 @@ class ScanOutcome:
     run_id: str
     sensitivity: Sensitivity
     reused: bool
-    """Whether it had been measured before, for the same weights, images and sparsities."""
+    """Whether it had been measured before, in the same way for the same weights and images."""
 
 
 def run_scan(source: Source, request: ScanRequest) -> ScanOutcome:
-    """Measure the scan in a run of its own, or find it.
-
-    Raises:
-        InputError: for a range outside [0, 1) or a step that is not above 0.
-    """
-    grid = sparsity_grid(request.low, request.high, request.step)
+    """Measure the scan in a run of its own, or find it. What an interrupted one measured is not measured again."""
     key = {
         DIGEST: source.header.dense_digest,
         DATA_DIGEST: source.dataset.val_digest(),
-        GRID: " ".join(map(str, grid)),
+        CONFIG: " ".join(f"{k}={v}" for k, v in request.record().items()),
     }
     known = tracking.find_runs({tracking.STAGE: "scan", **key}, limit=1)
     if known:
         text = tracking.read_artifact(known[0].run_id, SENSITIVITY).decode()
         report(f"scan of run {known[0].run_id} is of the same weights and images: reused")
         return ScanOutcome(known[0].run_id, Sensitivity.from_json(text), True)
-    config = {**source.record(), "low": request.low, "high": request.high, "step": request.step}
     name = f"scan {source.label} on {Path(source.data.dataset).name}"
-    with tracking.tracked_run("scan", name, config, tags=key) as run_id:
+    earlier, record = _interrupted(key)
+    tags = key | ({"resumed_from": earlier} if earlier else {})
+    with tracking.tracked_run("scan", name, {**source.record(), **request.record()}, tags=tags) as run_id:
         with Progress(name, unit="point") as progress:
-            sensitivity = scan(source.model, source.dataset, grid, on_point=progress)
-        _log(sensitivity, run_id)
+            keeper = _Keeper(record, progress)
+            try:
+                sensitivity = scan(
+                    source.model,
+                    source.dataset,
+                    request.config,
+                    saliency=find_saliency(request.saliency),
+                    record=record,
+                    on_point=keeper,
+                )
+            except BaseException:
+                keeper.keep()
+                raise
+        if sensitivity.whole_passes:
+            report(f"every point took a whole pass: {sensitivity.whole_passes}")
+        _log(source, sensitivity, run_id)
     return ScanOutcome(run_id, sensitivity, False)
 
 
-def _log(sensitivity: Sensitivity, run_id: str) -> None:
-    steps = [round(100 * s) for s in sensitivity.sparsities]  # a metric's step is whole: percent of sparsity
+def _interrupted(key: Mapping[str, str]) -> tuple[str, ScanRecord]:
+    """The newest unfinished scan of the same key and what it measured; an empty record if there is none."""
+    for run in tracking.find_runs({tracking.STAGE: "scan", **key}, statuses=("KILLED", "FAILED", "RUNNING")):
+        try:
+            data = tracking.read_artifact(run.run_id, RECORD)
+        except InputError:  # stopped before anything was measured
+            continue
+        report(f"going on with the interrupted scan of run {run.run_id}")
+        return run.run_id, ScanRecord.from_bytes(data)
+    return "", ScanRecord()
+
+
+class _Keeper:
+    """Every few seconds: all that was measured goes into the run."""
+
+    def __init__(self, record: ScanRecord, progress: Progress) -> None:
+        self.record, self.progress, self.kept_at = record, progress, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self.kept_at > KEEP_SECONDS:
+            self.keep()
+            self.kept_at = time.monotonic()
+        self.progress(done, total)
+
+    def keep(self) -> None:
+        if self.record.losses:
+            with interrupts.deferred():
+                tracking.log_bytes(self.record.to_bytes(), RECORD)
+
+
+def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
     curves = {}
-    for i, layer in enumerate(sensitivity.layers):
-        curves[f"val_accuracy/{layer}"] = dict(zip(steps, sensitivity.accuracy[i].tolist(), strict=True))
-        curves[f"val_loss/{layer}"] = dict(zip(steps, sensitivity.loss[i].tolist(), strict=True))
+    for curve in sensitivity.curves:
+        steps = [round(10_000 * s) for s in curve.sparsities]  # a metric's step is whole: hundredths of a percent
+        curves[f"val_accuracy/{curve.layer}"] = dict(zip(steps, curve.accuracy.tolist(), strict=True))
+        curves[f"damage/{curve.layer}"] = dict(zip(steps, curve.damage.tolist(), strict=True))
     tracking.log_curves(curves)
     tracking.log_metrics(
-        {"dense_val_accuracy": sensitivity.baseline.accuracy, "dense_val_loss": sensitivity.baseline.loss}
+        {
+            "dense_val_accuracy": sensitivity.baseline.accuracy,
+            "dense_val_loss": sensitivity.baseline.loss,
+            "points": sum(len(curve.count) for curve in sensitivity.curves),
+            "images": sensitivity.baseline.count,
+        }
     )
+    tracking.set_tags({"netprune.compute": sensitivity.compute})
     tracking.log_bytes(sensitivity.to_json().encode(), SENSITIVITY)
-    tracking.log_figures({"sensitivity": figures.sensitivity_curves(sensitivity)}, run_id)
+    drawn = {"sensitivity": figures.sensitivity_curves(sensitivity)}
+    if all(curve.sparsities[-1] == 1 for curve in sensitivity.curves):  # else the budget may lie past the last points
+        basis = Basis(model=source.model, sensitivity=sensitivity)
+        found = {rule: find_allocator(rule)(basis, SHOWN_DENSITY) for rule in SHOWN_RULES}
+        drawn["allocations"] = figures.allocations(sensitivity, found, SHOWN_DENSITY)
+    tracking.log_figures(drawn, run_id)

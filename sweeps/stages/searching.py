@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 
-from netprune.allocation import document, equal_slope, global_magnitude
+from netprune.allocation import Basis, document, find_allocator, shapes_of
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import Sparsity
 from netprune.models import prunable_weights
 from netprune.packing import pack
-from netprune.pruning import PruneResult, finetune_config, prune_candidate
+from netprune.pruning import PruneConfig, PruneResult, finetune_config, prune_candidate
 from netprune.sensitivity import Sensitivity
 from sweeps import tracking
 from sweeps.progress import Progress, duration, report
@@ -20,8 +20,15 @@ from sweeps.stages.source import Source
 from sweeps.study import Score, SparsityStudy
 from sweeps.table import count, percent
 
-SLOPE_DENSITIES = (0.3, 0.2, 0.14, 0.1)
-MAGNITUDE_DENSITIES = (0.1, 0.07, 0.05)
+SEEDS = (
+    (0.3, "kept_norm"),
+    (0.2, "kept_norm"),
+    (0.14, "kept_norm"),
+    (0.1, "kept_norm"),
+    (0.07, "kept_norm"),
+    (0.05, "kept_norm"),
+    (0.2, "knapsack"),
+)
 DENSE_FILE = f"dense/{tracking.MODEL_FILE}"
 PACKED_FILE = f"packed/{tracking.MODEL_FILE}"
 
@@ -91,10 +98,12 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         "accuracy_floor": floor,
         "finetune_epochs": request.finetune_epochs,
         "batch_size": request.batch_size,
+        "saliency": request.scan.saliency,
     }
     name = request.study_name or f"{source.label}-floor{100 * floor:.2f}-ft{request.finetune_epochs}"
     study = SparsityStudy(name, list(prunable_weights(source.model)), floor, seed=request.seed, constants=constants)
-    config = {**source.record(), **asdict(request), "study_name": name, "accuracy_floor": 100 * floor}
+    options = {k: v for k, v in asdict(request).items() if k != "scan"} | request.scan.record()
+    config = {**source.record(), **options, "study_name": name, "accuracy_floor": 100 * floor}
     known = study.run_id
     tags = {tracking.STUDY: name}
     with tracking.tracked_run("search", f"study {name}", config, tags=tags, reopen=known) as run_id:
@@ -127,11 +136,11 @@ def accuracy_floor(request: SearchRequest, dense: Evaluation) -> float:
 
 
 def seed_sparsities(source: Source, sensitivity: Sensitivity) -> list[Sparsity]:
-    """The allocations that a study tries first: equal slope on the scan, the document's, global magnitude."""
+    """The allocations that a study tries first: the best rules at falling densities, and the document's own numbers."""
+    basis = Basis(model=source.model, sensitivity=sensitivity)
     return [
-        *(equal_slope(sensitivity, density) for density in SLOPE_DENSITIES),
-        document(sensitivity.layers),
-        *(global_magnitude(source.model, density) for density in MAGNITUDE_DENSITIES),
+        *(find_allocator(rule)(basis, density) for density, rule in SEEDS),
+        document(shapes_of(source.model)),
     ]
 
 
@@ -158,7 +167,8 @@ class _Session:
 
     def __init__(self, source: Source, study: SparsityStudy, request: SearchRequest) -> None:
         self.source, self.study, self.request = source, study, request
-        self.finetune = finetune_config(request.finetune_epochs, batch_size=request.batch_size, seed=request.seed)
+        finetune = finetune_config(request.finetune_epochs, batch_size=request.batch_size, seed=request.seed)
+        self.config = PruneConfig(saliency=request.scan.saliency, finetune=finetune)
         self.start, self.results = time.monotonic(), 0
 
     def evaluate(self, number: int, sparsity: Sparsity) -> Score:
@@ -172,7 +182,7 @@ class _Session:
                     self.source.dataset,
                     self.source.header,
                     sparsity,
-                    self.finetune,
+                    self.config,
                     on_step=progress,
                 )
             score = Score(result.packed_bytes, result.val.accuracy, run_id)

@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from netprune.allocation import Basis, allocation_from
 from netprune.data import DATASETS, Dataset, load_dataset
 from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader
+from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune
 from sweeps import tracking
+from sweeps.progress import Progress
 
 AUTO = "auto"
 
@@ -73,6 +76,20 @@ class Source:
             "device": str(next(self.model.parameters()).device),
             "weights_digest": self.header.dense_digest,
         }
+
+
+def part_way(source: Source, around: str, finetune_epochs: int) -> Source:
+    """The source's network pruned by `around` (`RULE:DENSITY`) and finetuned: for the sensitivity of what is left.
+
+    Raises:
+        InputError: for an unknown rule, or one that goes by damage.
+    """
+    sparsity = allocation_from(around, Basis(model=source.model))
+    config = PruneConfig(finetune=finetune_config(finetune_epochs))
+    with Progress(f"prune to {around}") as progress:
+        model = prune_and_finetune(source.model, source.dataset, sparsity, config, on_step=progress)
+    header = replace(source.header, dense_digest=weights_digest(model))
+    return replace(source, model=model, header=header, origin=f"{source.origin} pruned by {around}")
 
 
 def short_name(architecture: Architecture) -> str:
