@@ -68,7 +68,7 @@ def main() -> None:
                 if options.kept:
                     Path(options.kept).write_text(json.dumps(known))
     table = {n: {d: [known[f"{n} {d} {c.seed}"] for c in configs] for d in densities} for n in rules}
-    best = {d: max(float(np.mean(table[n][d])) for n in rules) for d in densities}
+    best = {d: max((table[n][d] for n in rules), key=np.mean) for d in densities}
     rows = [[n, *(_cell(table[n][d], best[d]) for d in densities)] for n in rules]
     print_table(["allocator", *(f"{100 * d:g} %" for d in densities)], rows)
     print(f"validation accuracy in percent after one finetune epoch, mean ± std over {len(configs)} seeds; * best,")
@@ -77,10 +77,15 @@ def main() -> None:
     finish(options, {"accuracy": table}, gain, f"points of kept_norm above {REFERENCE} at {100 * AT:g} %")
 
 
-def _cell(values: list[float], best: float) -> str:
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    mark = "*" if mean == best else "+" if mean + spread >= best else " "
-    return f"{mean:.2f} ± {spread:.2f}{mark}"
+def _cell(values: list[float], best: list[float]) -> str:
+    mark = "*" if values is best else " "
+    if values is not best and np.mean(values) + max(_spread(values), _spread(best)) >= np.mean(best):
+        mark = "+"
+    return f"{np.mean(values):.2f} ± {_spread(values):.2f}{mark}"
+
+
+def _spread(values: list[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def _options() -> argparse.Namespace:

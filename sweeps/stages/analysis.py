@@ -9,9 +9,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from netprune.allocation import ALLOCATORS, BY_DAMAGE, Basis, allocation_from
-from netprune.masks import apply_masks, make_masks
+from netprune.allocation import ALLOCATORS, BY_DAMAGE, Basis, allocation_from, find_allocator
+from netprune.budget import fit_bytes, packed_bytes
+from netprune.errors import InputError
+from netprune.masks import Sparsity, apply_masks, make_masks
 from netprune.models import prunable_weights
+from netprune.packing import pack
 from netprune.size import ModelSize, measure_size
 from sweeps import figures, tracking
 from sweeps.stages.scanning import ScanRequest, run_scan
@@ -19,7 +22,10 @@ from sweeps.stages.source import Source
 from sweeps.table import count, percent, table
 
 RULES = ", ".join(ALLOCATORS)
-ALLOCATIONS = f"none, document for its own numbers, or RULE:DENSITY such as lamp:0.1, RULE one of {RULES}"
+ALLOCATIONS = (
+    f"none, document for its own numbers, RULE:DENSITY such as lamp:0.1, or RULE:BYTES of the packed file such as "
+    f"lamp:200000B; RULE one of {RULES}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +42,14 @@ def run_analysis(source: Source, allocation: str) -> Analysis:
 
     Args:
         source: its network is pruned in place if `allocation` asks for it.
-        allocation: `none`, or a rule and a density, such as `global_magnitude:0.1`; a rule that goes by damage takes
-            the network's scan from the store, or makes it.
+        allocation: `none`, `document`, a rule and a density, such as `global_magnitude:0.1`, or a rule and the packed
+            file's bytes, such as `lamp:200000B`; a rule that goes by damage takes the network's scan from the store, or
+            makes it.
 
     Raises:
         InputError: for an unknown allocation.
     """
-    sparsity = None
-    if allocation != "none":
-        scanned = run_scan(source, ScanRequest()).sensitivity if allocation.startswith(BY_DAMAGE) else None
-        sparsity = allocation_from(allocation, Basis(model=source.model, sensitivity=scanned))
+    sparsity = None if allocation == "none" else _allocate(source, allocation)
     config = {**source.record(), "allocation": allocation}
     with tracking.tracked_run("analyse", f"analyse {source.label}", config) as run_id:
         before, plots = measure_size(source.model), histograms(source.model, "before")
@@ -53,12 +57,30 @@ def run_analysis(source: Source, allocation: str) -> Analysis:
         if sparsity is not None:
             apply_masks(source.model, make_masks(source.model, sparsity))
             after = measure_size(source.model)
+            tracking.log_metrics({"pruned_packed_bytes": len(pack(source.model, source.header))})
             plots |= histograms(source.model, "after")
         plots["parameters_per_layer"] = figures.parameters_per_layer(before, after)
         tracking.log_figures(plots, run_id)
         tracking.log_metrics(_metrics(before, "") | (_metrics(after, "pruned_") if after else {}))
         tracking.log_bytes(size_table(after or before).encode(), "size.txt")
     return Analysis(run_id, before, after)
+
+
+def _allocate(source: Source, text: str) -> Sparsity:
+    rule, _, amount = text.partition(":")
+    scanned = run_scan(source, ScanRequest()).sensitivity if rule in BY_DAMAGE else None
+    basis = Basis(model=source.model, sensitivity=scanned)
+    if not amount.endswith("B"):
+        return allocation_from(text, basis)
+    if not amount[:-1].isdecimal():
+        raise InputError(f"the budget {amount!r} is not a number of bytes such as 200000B.")
+    allocate = find_allocator(rule)
+    sparsity, _ = fit_bytes(
+        lambda density: allocate(basis, density),
+        lambda found: packed_bytes(source.model, source.header, found),
+        int(amount[:-1]),
+    )
+    return sparsity
 
 
 def histograms(model: nn.Module, when: str) -> dict[str, Figure]:

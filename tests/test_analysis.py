@@ -1,0 +1,55 @@
+"""The analysis stage: what an allocation leaves, by density and by bytes of the file."""
+
+import mlflow
+import pytest
+
+from netprune.errors import InputError
+from sweeps.stages.analysis import run_analysis
+from sweeps.stages.source import DataRequest, Source
+
+
+@pytest.fixture
+def source(tiny_net, tiny_header, tiny_dataset):
+    return Source(tiny_net, tiny_header, tiny_dataset, DataRequest(dataset="tiny", data_dir="."), "here")
+
+
+def metrics(analysis):
+    return mlflow.get_run(analysis.run_id).data.metrics
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("rule", ["kept_norm", "uniform", "knapsack"])
+def test_analysis_by_bytes_fits_the_packed_file_into_them(source, rule):
+    analysis = run_analysis(source, f"{rule}:16000B")
+    assert 15_900 <= metrics(analysis)["pruned_packed_bytes"] <= 16_000
+
+
+@pytest.mark.usefixtures("store")
+def test_analysis_by_density_keeps_it(source):
+    analysis = run_analysis(source, "lamp:0.25")
+    assert metrics(analysis)["pruned_sparsity"] == pytest.approx(0.75, abs=0.001)
+    assert analysis.after.nonzero < analysis.before.nonzero
+
+
+@pytest.mark.usefixtures("store")
+def test_analysis_by_the_documents_own_numbers(source):
+    analysis = run_analysis(source, "document")
+    by_name = {layer.name: layer.sparsity for layer in analysis.after.layers}
+    assert by_name["conv1.0.weight"] == pytest.approx(0.6, abs=0.01)
+    assert by_name["conv4.0.weight"] == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lamp:100B", "no allocation fits into 100 bytes"),
+        ("lamp:manyB", "not a number of bytes"),
+        ("lamp", "lacks a density"),
+        ("magic:0.1", "unknown allocation 'magic'"),
+        ("magic:1000B", "unknown allocation 'magic'"),
+    ],
+)
+def test_analysis_of_a_budget_that_cannot_be_is_refused(source, text, message):
+    with pytest.raises(InputError, match=message):
+        run_analysis(source, text)
