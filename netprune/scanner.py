@@ -168,12 +168,14 @@ class _Scanner:
         self.finished = {point for point in self.record.losses if point != DENSE and self._is_done(point)}
 
     def run(self) -> None:
+        """Measure the grid, then twice what its bends ask for."""
         self._measure_all()
         for _ in range(0 if self.config.sparsities else REFINEMENTS):
             self._refine()
             self._measure_all()
 
     def result(self, digest: str, val_digest: str) -> Sensitivity:
+        """The curves of all that was measured."""
         curves = tuple(self._curve(layer) for layer in self.weights)
         most = max(int(curve.count.max()) for curve in curves)
         points = [(layer, s) for layer, known in self.points.items() for s in known]
