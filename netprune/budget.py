@@ -27,7 +27,7 @@ def packed_bytes(model: nn.Module, header: PackedHeader, sparsity: Sparsity) -> 
 def fit_bytes(
     allocate: Callable[[float], Sparsity], measure: Callable[[Sparsity], int], budget_bytes: int
 ) -> tuple[Sparsity, int]:
-    """The allocation whose file is as large as the budget allows: at most 0.1 % below it, never above.
+    """The allocation whose file is as large as the budget allows: never above it, and 0.1 % below it where files allow.
 
     Args:
         allocate: density → sparsities.
@@ -36,7 +36,7 @@ def fit_bytes(
 
     Returns:
         The sparsities, and the file's bytes. A budget above what the network takes as it is prunes nothing; files that
-        grow in steps larger than 0.1 % (tiny networks) end on the largest step below the budget.
+        grow in larger steps (tiny networks, compression) end on the largest that the bisection met below the budget.
 
     Raises:
         InputError: if even the least density (0.01 %, or what the allocator's scan reached) takes more.
