@@ -27,7 +27,7 @@ def packed_bytes(model: nn.Module, header: PackedHeader, sparsity: Sparsity) -> 
 def fit_bytes(
     allocate: Callable[[float], Sparsity], measure: Callable[[Sparsity], int], budget_bytes: int
 ) -> tuple[Sparsity, int]:
-    """The allocation whose file is as large as the budget allows: never above it, and 0.1 % below it where files allow.
+    """The allocation whose file fills the budget: never above it, and to 0.1 % where the file's steps allow.
 
     Args:
         allocate: density → sparsities.
