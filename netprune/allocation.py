@@ -123,8 +123,8 @@ def kept_norm(model: nn.Module, density: float) -> Sparsity:
     largest Σ ln E_l, and this one the largest Σ √E_l: the member halfway between them of the family that economics
     calls α-fair shares (Mo & Walrand 2000), α = 0, 1 and ½. Global magnitude starves the layers of small weights, LAMP
     pays a layer of 640 weights as much as one of 147,456. The ½ was chosen by measurement, on one network (README,
-    "Which layer, how much?"). √E_l is concave in the number of kept weights, so one threshold on what each weight adds is
-    the exact maximum.
+    "Which layer, how much?"). √E_l is concave in the number of kept weights, so one threshold on what each weight adds
+    is the exact maximum.
     """
     return global_saliency(model, density, norm_loss)
 
