@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.client
 import os
@@ -63,6 +64,12 @@ class Dataset:
         """The same data set with every split on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
         return Dataset(name=self.name, classes=self.classes, mean=self.mean, std=self.std, flip=self.flip, **moved)
+
+    def part(self, share: float, *, seed: int) -> Dataset:
+        """The same data set with `share` of the training images, in (0, 1], chosen at random by `seed`."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        chosen = order[: max(round(share * len(order)), 1)].to(self.train.labels.device)
+        return dataclasses.replace(self, train=Split(self.train.images[chosen], self.train.labels[chosen]))
 
     def val_digest(self) -> str:
         """SHA-256 (hex) of the validation images and labels: what a scan was measured on."""

@@ -117,11 +117,16 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hex) of every tensor's name, shape, type and bytes: equal digests, equal networks."""
+    return state_digest(model.state_dict())
+
+
+def state_digest(state: StateDict) -> str:
+    """The same of a state dict."""
     sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().numpy()
-        sha.update(f"{name} {array.shape} {array.dtype}\n".encode())
-        sha.update(array.tobytes())
+    for name, tensor in sorted(state.items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if tensor.numel():
+            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

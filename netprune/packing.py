@@ -1,42 +1,75 @@
 """The file a user ships: kept values, their positions, and all it takes to build the network again.
 
-Layout, version 1: the eight bytes `NETPRUNE`, the version as one byte, then one zstd frame, with its checksum, around a
-safetensors container. A tensor with enough zeros is stored as `<name>:mask` (one bit a value, numpy's packbits order)
-and `<name>:values` (fp32, the values whose bits are not all zero); any other is stored as it is. The container's
-metadata holds the header as JSON. Nothing in the file is executed.
+**The format, version 2.** Numbers are little-endian. The file is
+
+1. the eight bytes `NETPRUNE`, the version as one byte, and the length of the first frame as four;
+2. two zstd frames, both with content size and checksum: the first holds the container up to the coded stream, the
+   second the coded stream. Decompressed and put together they are one safetensors container with two entries of bytes,
+   `0.tables` and `1.coded`, and in its metadata, under `netprune`, the header as JSON:
+
+   | key | |
+   |---|---|
+   | `architecture` | `{"name", "num_classes", "width"}`, or null for a network of the user's own class |
+   | `classes` | names of the outputs, in order |
+   | `mean`, `std` | per channel, of pixels in [0, 1] |
+   | `dense_digest` | SHA-256 of the dense network that was pruned |
+   | `digest` | SHA-256 of the tensors here (`models.state_digest`): what a reader decodes is held against it |
+   | `tensors` | `[name, type, shape]` in the order of the state dict; types as safetensors names them |
+   | `aliases` | tensor that shares its memory with another → that other |
+
+3. `1.coded` is one stream of a range coder (`constriction`'s queue: 32-bit words, 24 bits of probability), and
+   `0.tables` what its models are made of. Both are read from the front to the end, once:
+
+   - Weights (tensors of two axes or more, of 2- or 4-byte values) come one by one, in order; then all other tensors,
+     grouped by type and the last part of their name, each group as one array of words. A word is the 32 (or fewer)
+     bits of a value; 8-byte values are two words, the lower first.
+   - A weight is a byte, 1 if it has zeros, 0 if it has none; with zeros, positions; then a byte, and its values that
+     are not all zero bits, row after row: 0 for words, 1 for multiples (words: multiple + 128) and steps (words: fp32,
+     one for each row of the first axis), whose fp32 products are the values.
+   - Words: a byte L, a byte S, the number D of symbols, D increasing symbols as differences, D frequencies; then
+     every word's upper 32 - S bits as a symbol's index, then every word's bits L … S - 1 as uniform numbers. Lower bits
+     are zero. For no words at all nothing is written.
+   - Positions: the tensor is rows (first axis) by columns by cells (`positions.cell_shape`). A byte for the model; a
+     word for each row and one for each column: 0 means empty, and the sum of a row's and a column's word is the class
+     of the cells where they meet. For each class from the least that occurs on: its table (model 0: a frequency for
+     every count of kept weights from 0 to the cell's size; model 1: one byte o, and the count is binomial with odds
+     2^((o - 128) / 8)), then the counts of its cells, in order. Last, for every count from 1 to the cell's size - 1,
+     which of the patterns with so many kept weights each such cell has, as uniform numbers; patterns are bit masks in
+     rising order, the cell's first weight the lowest bit.
+   - A frequency is a byte f: 255 for a symbol that does not occur, else 2^(-f / 12) relative to the others. Numbers in
+     the tables are seven bits a byte, the lowest first, the highest bit set where more follows.
+
+Nothing in the file is executed, and no name in it is imported: the architecture is looked up in `models.MODELS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
 import torch
-import zstandard
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from netprune.container import damaged, seal, unseal
+from netprune.entropy import DamagedStreamError, Decoder, Encoder
 from netprune.errors import InputError
-from netprune.models import Architecture, build_model
+from netprune.models import Architecture, build_model, load_weights, state_digest
+from netprune.tensors import DTYPE_NAMES, DTYPES, Spec, decode_tensors, encode_tensors, spec
 
-MAGIC, VERSION = b"NETPRUNE", 1
-ZSTD_LEVEL = 9
-MASK, VALUES = ":mask", ":values"
+MAX_BYTES = 2**30
+"""Of a network's tensors, unless the caller allows more: what a hostile file can make a reader take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedHeader:
     """What a packed file says of its network."""
 
-    architecture: Architecture
+    architecture: Architecture | None
+    """None for a network of the user's own class: it is loaded into a module that the caller gives."""
     classes: tuple[str, ...]
     """Names of the outputs, in order."""
     mean: tuple[float, float, float]
@@ -52,57 +85,69 @@ class PackedModel:
     """A network out of its file."""
 
     model: nn.Module
-    """In train mode, on the CPU; its weights equal bit for bit what was packed."""
+    """In train mode, on the CPU (a module that the caller gave: as it was); its weights equal bit for bit what was
+    packed."""
     header: PackedHeader
 
 
 def pack(model: nn.Module, header: PackedHeader) -> bytes:
-    """Encode `model`, whose architecture is `header.architecture`, as a packed file."""
-    stored: dict[str, Tensor] = {}
-    shapes: dict[str, list[int]] = {}
-    for name, tensor in model.state_dict().items():
-        tensor = tensor.detach().cpu().contiguous()
-        # bits, not values: -0.0 is a value of its own, and has to come back
-        kept = tensor.view(torch.int32) != 0 if tensor.dtype == torch.float32 and tensor.dim() > 0 else None
-        if kept is None or not _sparse_enough(kept):
-            stored[name] = tensor
-            continue
-        stored[name + MASK] = torch.from_numpy(np.packbits(kept.numpy()))
-        stored[name + VALUES] = tensor[kept]
-        shapes[name] = list(tensor.shape)
-    text = json.dumps({**dataclasses.asdict(header), "shapes": shapes})
-    container = safetensors.torch.save(stored, metadata={"netprune": text})
-    return (
-        MAGIC + bytes([VERSION]) + zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(container)
-    )
-
-
-def unpack(data: bytes) -> PackedModel:
-    """Decode a packed file.
+    """Encode `model`, whose architecture is `header.architecture`, as a packed file.
 
     Raises:
-        InputError: if `data` is not a packed file of this version, or is damaged.
+        InputError: for a state that is not plain tensors (another layout or type, or a module's extra state).
     """
-    if data[: len(MAGIC)] != MAGIC:
-        raise InputError("this is not a netprune file: it does not begin with NETPRUNE.")
-    if data[len(MAGIC) : len(MAGIC) + 1] != bytes([VERSION]):
-        raise InputError(f"this netprune file is of another version: this netprune reads version {VERSION}.")
+    state, aliases = _plain_state(model)
+    encoder = Encoder()
+    encode_tensors(encoder, state)
+    described = {
+        **dataclasses.asdict(header),
+        "digest": state_digest(state),
+        "tensors": [dataclasses.astuple(spec(name, tensor)) for name, tensor in state.items()],
+        "aliases": aliases,
+    }
+    return seal(described, *encoder.finish())
+
+
+def unpack(data: bytes, into: nn.Module | None = None, *, max_bytes: int = MAX_BYTES) -> PackedModel:
+    """Decode a packed file.
+
+    Args:
+        data: the file's bytes.
+        into: a module to load the weights into, all or nothing; needed for a network of the user's own class.
+        max_bytes: of the network's tensors, in memory.
+
+    Raises:
+        InputError: if `data` is not a packed file of this version, is damaged, declares a network larger than
+            `max_bytes`, or does not fit `into`.
+    """
+    described, tables, coded = unseal(data)
     try:
-        container = zstandard.ZstdDecompressor().decompress(data[len(MAGIC) + 1 :])
-        stored, meta = safetensors.torch.load(container), _metadata(container)
-        shapes = meta.pop("shapes")
-        header = _header(meta)
-        state = {name: tensor for name, tensor in stored.items() if not name.endswith((MASK, VALUES))}
-        state |= {name: _unmask(stored[name + MASK], stored[name + VALUES], s) for name, s in shapes.items()}
-        model = build_model(header.architecture)
-        model.load_state_dict(state)
-    except InputError:
-        raise
-    except (zstandard.ZstdError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        header = _header(described)
+        specs = _specs(described["tensors"])
+        aliases = _aliases(described["aliases"], specs)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise damaged(error) from None
+    total = sum(each.bytes for each in specs)
+    if total > max_bytes:
         raise InputError(
-            f"the netprune file is damaged: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from None
-    return PackedModel(model, header)
+            f"the netprune file declares {total:,} bytes of weights, above the limit of {max_bytes:,}: if you trust "
+            f"it, load it with a larger max_bytes."
+        )
+    target = into if into is not None else _skeleton(header, specs, aliases)
+    try:
+        decoder = Decoder(tables, coded)
+        state = decode_tensors(decoder, specs)
+        decoder.finish()
+        if state_digest(state) != described["digest"]:
+            raise DamagedStreamError("its weights are not those that were packed")
+    except (DamagedStreamError, ValueError, MemoryError) as error:
+        raise damaged(error) from None
+    state |= {name: state[other] for name, other in aliases.items()}
+    if into is not None:
+        load_weights(into, state)
+    else:
+        target.load_state_dict(state, assign=True)
+    return PackedModel(target, header)
 
 
 def write_packed(path: Path, data: bytes) -> None:
@@ -119,54 +164,91 @@ def write_packed(path: Path, data: bytes) -> None:
         raise
 
 
-def read_packed(path: str | Path) -> PackedModel:
+def read_packed(path: str | Path, into: nn.Module | None = None, *, max_bytes: int = MAX_BYTES) -> PackedModel:
     """Read a packed file.
 
     Raises:
-        InputError: if it is absent, is not a packed file, or is damaged.
+        InputError: if it is absent, and as `unpack` does.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
     try:
-        return unpack(data)
+        return unpack(data, into, max_bytes=max_bytes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def load(path: str | Path) -> nn.Module:
-    """The network in a packed file, ready to train. See `read_packed` for what is raised."""
-    return read_packed(path).model
+def load(path: str | Path, into: nn.Module | None = None, *, max_bytes: int = MAX_BYTES) -> nn.Module:
+    """The network in a packed file, ready to train. See `unpack` for the arguments and what is raised."""
+    return read_packed(path, into, max_bytes=max_bytes).model
 
 
-def _sparse_enough(kept: Tensor) -> bool:
-    # a bit a position pays once one value in 32 is zero
-    return int(kept.sum()) * 32 + kept.numel() < kept.numel() * 32
+def _plain_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict on the CPU with every memory once, and name → name of those that share one."""
+    state: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    owners: dict[tuple[Any, ...], str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES:
+            what = f"{tensor.layout}, {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise InputError(f"{name} cannot be packed ({what}): a packed file holds plain dense tensors.")
+        if tensor.is_meta:
+            raise InputError(f"{name} cannot be packed: it has no values (it is on the meta device).")
+        memory = tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+        if tensor.numel() and memory in owners:
+            aliases[name] = owners[memory]
+        else:
+            owners[memory] = name
+            state[name] = tensor.detach().cpu().contiguous()
+    return state, aliases
 
 
-def _unmask(mask: Tensor, values: Tensor, shape: list[int]) -> Tensor:
-    kept = np.unpackbits(mask.numpy(), count=math.prod(shape)).astype(bool)
-    dense = torch.zeros(math.prod(shape))
-    dense[torch.from_numpy(kept)] = values
-    return dense.view(shape)
-
-
-def _metadata(container: bytes) -> dict[str, Any]:
-    # safetensors.torch.load gives tensors only; the header's length stands in the first eight bytes (its format page)
-    length = int.from_bytes(container[:8], "little")
-    loaded: dict[str, Any] = json.loads(json.loads(container[8 : 8 + length])["__metadata__"]["netprune"])
-    return loaded
-
-
-def _header(meta: Mapping[str, Any]) -> PackedHeader:
-    mean, std = tuple(map(float, meta["mean"])), tuple(map(float, meta["std"]))
+def _header(described: Mapping[str, Any]) -> PackedHeader:
+    mean, std = tuple(map(float, described["mean"])), tuple(map(float, described["std"]))
     if len(mean) != 3 or len(std) != 3:
         raise ValueError("mean and std need three values each")
+    architecture = described["architecture"]
     return PackedHeader(
-        architecture=Architecture(**meta["architecture"]),
-        classes=tuple(meta["classes"]),
+        architecture=None if architecture is None else Architecture(**architecture),
+        classes=tuple(map(str, described["classes"])),
         mean=mean,
         std=std,
-        dense_digest=meta["dense_digest"],
+        dense_digest=str(described["dense_digest"]),
     )
+
+
+def _specs(listed: Sequence[tuple[str, str, Sequence[int]]]) -> list[Spec]:
+    specs = [Spec(str(name), dtype, tuple(shape)) for name, dtype, shape in listed]
+    for each in specs:
+        if each.dtype not in DTYPES or not all(type(n) is int and n >= 0 for n in each.shape):
+            raise ValueError(f"{each.name} is a tensor of no known kind")
+    if len({each.name for each in specs}) < len(specs):
+        raise ValueError("two tensors have one name")
+    return specs
+
+
+def _aliases(listed: Mapping[str, str], specs: Sequence[Spec]) -> dict[str, str]:
+    names = {each.name for each in specs}
+    if not names.isdisjoint(listed) or not names.issuperset(listed.values()):
+        raise ValueError("an alias of no tensor")
+    return dict(listed)
+
+
+def _skeleton(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str, str]) -> nn.Module:
+    """The network that the header describes, without values or memory; refused unless its tensors are `specs`."""
+    if header.architecture is None:
+        raise InputError(
+            "this file holds a network of the user's own class, which it does not name: build the network, and give it "
+            "as netprune.load(path, into=network)."
+        )
+    try:
+        with torch.device("meta"):
+            model = build_model(header.architecture)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise damaged(error) from None
+    state = {name: spec(name, tensor) for name, tensor in model.state_dict().items()}
+    if aliases or list(state.values()) != list(specs) or len(header.classes) != header.architecture.num_classes:
+        raise damaged(ValueError("its tensors are not those of its architecture"))
+    return model

@@ -19,6 +19,7 @@ from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.loader import normalise, steps_per_epoch, train_batches
 from netprune.masks import Masks, apply_masks
+from netprune.quantise import Labels, share_gradients
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +89,7 @@ def train(
     config: TrainConfig,
     *,
     masks: Masks | None = None,
+    labels: Labels | None = None,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
     resume: Mapping[str, Any] | None = None,
@@ -99,6 +101,7 @@ def train(
         dataset: its training split is learned, its validation split evaluated after each epoch.
         config: the recipe.
         masks: weights outside them are held at zero after every step, so the sparsity stays exact.
+        labels: of codebooks: weights that share an entry go on sharing it.
         on_epoch: see `OnEpoch`.
         on_step: see `OnStep`.
         resume: a snapshot of an earlier `train` with the same arguments; the result equals the uninterrupted one's.
@@ -115,7 +118,7 @@ def train(
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        loop = _Loop(model, dataset, config, masks or {})
+        loop = _Loop(model, dataset, config, masks or {}, labels or {})
         if resume is not None:
             loop.restore(resume)
         results = []
@@ -149,8 +152,8 @@ def seconds_per_epoch(model: nn.Module, dataset: Dataset) -> float:
 class _Loop:
     """The moving parts of one training."""
 
-    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, masks: Masks) -> None:
-        self.model, self.dataset, self.config, self.masks = model, dataset, config, masks
+    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, masks: Masks, labels: Labels) -> None:
+        self.model, self.dataset, self.config, self.masks, self.labels = model, dataset, config, masks, labels
         self.epochs_done, self.learning_rate = 0, 0.0
         bf16 = config.precision == "bf16"
         self.compute = Compute(bf16=bf16, channels_last=bf16, batch_size=config.batch_size)
@@ -194,6 +197,7 @@ class _Loop:
     def _step(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        share_gradients(self.model, self.labels)
         nn.utils.clip_grad_value_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         apply_masks(self.model, self.masks)

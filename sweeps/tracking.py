@@ -256,7 +256,7 @@ def log_model(data: bytes, header: PackedHeader, *, metadata: Mapping[str, Any] 
             code_paths=[str(Path(netprune.__file__).parent)],
             pip_requirements=[
                 f"{package}=={importlib.metadata.version(package)}"
-                for package in ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard")
+                for package in ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard", "constriction")
             ],
             signature=signature,
             input_example=example,

@@ -13,10 +13,11 @@ TREES = {
 COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "pipeline")
 LAYERS = (
     {"errors", "compute"},
-    {"models", "image_folder", "saliency"},
-    {"data", "size", "masks", "packing", "tracing"},
-    {"loader"},
-    {"evaluation", "gradients"},
+    {"entropy", "container"},
+    {"models", "image_folder", "saliency", "words"},
+    {"data", "size", "masks", "positions", "quantise", "tracing"},
+    {"loader", "tensors"},
+    {"evaluation", "gradients", "packing"},
     {"training", "sensitivity"},
     {"curves", "grid"},
     {"knapsack"},

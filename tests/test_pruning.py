@@ -70,7 +70,7 @@ def test_prune_candidate_one_shot_keeps_every_kept_weight(tiny_net, tiny_dataset
         assert kept.all() == (name != "conv2.0.weight")
     assert result.val == result.one_shot
     assert result.seed == 0
-    assert result.seconds.keys() == {"prune", "evaluate", "pack"}
+    assert result.seconds.keys() == {"prune", "evaluate", "quantise", "pack"}
 
 
 def test_prune_candidate_leaves_the_dense_network_as_it_is(tiny_net, tiny_dataset, tiny_header):

@@ -92,8 +92,10 @@ def part_way(source: Source, around: str, finetune_epochs: int) -> Source:
     return replace(source, model=model, header=header, origin=f"{source.origin} pruned by {around}")
 
 
-def short_name(architecture: Architecture) -> str:
-    """`net10-w16`, `vgg16`."""
+def short_name(architecture: Architecture | None) -> str:
+    """`net10-w16`, `vgg16`; `network` for one of the user's own class."""
+    if architecture is None:
+        return "network"
     return f"{architecture.name}-w{architecture.width}" if architecture.name == "net10" else architecture.name
 
 

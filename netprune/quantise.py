@@ -1,0 +1,223 @@
+"""Fewer bits a value: fp16, int8 by output channel, or a codebook; the zeros stay.
+
+Quantising changes the network, once, to values that the packed file then holds exactly. A codebook is trained
+afterwards: every weight that shares an entry has the entry's gradient (Deep Compression, Han 2016, section 3.3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from netprune.errors import InputError
+from netprune.models import prunable_weights
+
+Labels = Mapping[str, Tensor]
+"""Weight name → int64 of the weight's shape: which entry of its codebook a weight has; -1 for a zero."""
+
+KINDS = ("fp32", "fp16", "int8", "codebook")
+CODEBOOK_BITS = range(2, 9)
+FP16_MAX = 65504.0
+INT8_MAX = 127
+RATE_WEIGHT = 0.005
+"""Of a bit in the codebook's objective, in mean squares of the kept weights."""
+LLOYD_STEPS = 100
+ENTRY_SIGNIFICANT_BITS = 8
+OTHER_SIGNIFICANT_BITS = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """How weights are stored.
+
+    Raises:
+        InputError: for an unknown kind, or a codebook of other than 2 to 8 bits.
+    """
+
+    kind: str = "fp32"
+    """`fp32` (lossless), `fp16`, `int8` (one step an output channel) or `codebook`."""
+    bits: int = 0
+    """Of an index into the codebook: 2 to 8, for at most 2^bits entries a tensor; 0 for the other kinds."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or (self.bits in CODEBOOK_BITS) != (self.kind == "codebook"):
+            raise InputError(f"values is {str(self)!r}; it must be fp32, fp16, int8, or codebook:2 to codebook:8.")
+
+    @classmethod
+    def parse(cls, text: str) -> Values:
+        """The values that `str` writes so: `fp32`, `fp16`, `int8`, `codebook:4`.
+
+        >>> Values.parse("codebook:4")
+        Values(kind='codebook', bits=4)
+        """
+        found = re.fullmatch(r"codebook:([2-8])", text)
+        if found:
+            return cls("codebook", int(found[1]))
+        if text not in KINDS[:3]:
+            raise InputError(f"values is {text!r}; it must be fp32, fp16, int8, or codebook:2 to codebook:8.")
+        return cls(text)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.bits}" if self.bits else self.kind
+
+
+@torch.no_grad()
+def quantise(model: nn.Module, values: Values) -> dict[str, Tensor]:
+    """Round a network's values in place; zeros stay zero.
+
+    Weights become fp16, or multiples of their output channel's step (-127 … 127), or entries of their codebook, which
+    have 8 significant bits. All other numbers (biases, normalisation and its statistics) keep 11 significant bits, as
+    fp16 has, and fp32's range. `fp32` changes nothing.
+
+    Returns:
+        The codebooks' labels, to train the codebooks with; empty for the other kinds.
+
+    Raises:
+        InputError: for weights that are not finite, or beyond fp16's range.
+    """
+    if values.kind == "fp32":
+        return {}
+    weights = prunable_weights(model)
+    for name, weight in weights.items():
+        largest = float(weight.abs().max()) if weight.numel() else 0.0
+        if not largest <= (FP16_MAX if values.kind == "fp16" else torch.finfo(torch.float32).max):  # NaN too
+            raise InputError(f"{name} has a weight of {largest:g}, which {values} cannot hold.")
+    if values.kind == "codebook":
+        labels = {name: _labels(weight, 2**values.bits) for name, weight in weights.items()}
+        settle(model, labels)
+        return labels
+    for weight in weights.values():
+        weight.copy_(weight.half().float() if values.kind == "fp16" else _int8(weight))
+        weight.masked_fill_(weight == 0, 0.0)  # -0.0, which what rounds to nothing from below leaves, is a kept value
+    _round_others(model)
+    return {}
+
+
+@torch.no_grad()
+def settle(model: nn.Module, labels: Labels) -> None:
+    """Set every weight to the mean of those with its label, to 8 significant bits, in place; and round the rest.
+
+    Trained together, equal weights may still part by a last bit.
+    """
+    for name, weight in prunable_weights(model).items():
+        index = labels[name].view(-1) + 1
+        entries = round_significand(_means(weight.view(-1), index), ENTRY_SIGNIFICANT_BITS)
+        weight.copy_(entries[index].view(weight.shape))
+    _round_others(model)
+
+
+@torch.no_grad()
+def share_gradients(model: nn.Module, labels: Labels) -> None:
+    """Give every weight the mean gradient of those with its label, in place, and zeros none.
+
+    What shares a value then goes on sharing it, and zeros stay.
+
+    The mean and not Deep Compression's sum: clipping by value then means the same as for a single weight.
+    """
+    weights = prunable_weights(model)
+    for name, label in labels.items():
+        gradient = weights[name].grad
+        if gradient is not None:
+            index = label.view(-1) + 1
+            gradient.copy_(_means(gradient.reshape(-1), index)[index].view(gradient.shape))
+
+
+def _means(values: Tensor, index: Tensor) -> Tensor:
+    """The mean of the values of each index, and 0 for index 0, the zeros; in double precision."""
+    means = torch.bincount(index, weights=values.double()) / torch.bincount(index).clamp(min=1)
+    means[0] = 0.0
+    return means.float()
+
+
+def _round_others(model: nn.Module) -> None:
+    weights = prunable_weights(model)
+    for name, tensor in model.state_dict().items():
+        if name not in weights and tensor.is_floating_point():
+            tensor.copy_(round_significand(tensor, OTHER_SIGNIFICANT_BITS))
+
+
+def round_significand(tensor: Tensor, bits: int) -> Tensor:
+    """The nearest fp32 numbers of at most `bits` (1 … 24) significant bits; NaN and infinity stay as they are."""
+    significand, exponent = torch.frexp(tensor)
+    rounded = torch.ldexp(torch.round(significand * 2.0**bits), exponent - bits)
+    return torch.where(tensor.isfinite(), rounded, tensor)
+
+
+def _int8(weight: Tensor) -> Tensor:
+    rows = weight.flatten(1)
+    # eight significant bits: products with 127 are exact, and the step takes two bytes
+    steps = round_significand(rows.abs().amax(1, keepdim=True) / INT8_MAX, ENTRY_SIGNIFICANT_BITS)
+    multiples = torch.where(steps > 0, torch.round(rows / steps), 0).clamp(-INT8_MAX, INT8_MAX)
+    return (multiples * steps).view(weight.shape)
+
+
+def _labels(weight: Tensor, entries: int) -> Tensor:
+    """Which entry of a codebook made for it each value is nearest to, counting bits; -1 for zeros."""
+    flat = weight.detach().reshape(-1).cpu()
+    kept = flat.nonzero().view(-1)
+    labels = torch.full_like(flat, -1, dtype=torch.int64)
+    if len(kept):
+        values = flat[kept].double().numpy()
+        weighting = RATE_WEIGHT * float(np.square(values).mean())
+        _, edges = entropy_constrained_codebook(np.sort(values), entries, weighting)
+        labels[kept] = torch.from_numpy(np.searchsorted(edges, values))
+    return labels.view(weight.shape).to(weight.device)
+
+
+def entropy_constrained_codebook(
+    values: NDArray[np.float64], entries: int, rate_weight: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lloyd's algorithm on a line, with the bits of each entry's index in the objective (Chou, Lookabaugh & Gray 1989).
+
+    It minimises the mean of (v - c)^2 + `rate_weight` * -log2(share of c). Plain k-means (`rate_weight` 0) spreads its
+    entries so that an entropy coder gains little; at equal error this takes fewer bits.
+
+    Args:
+        values: `(N,)`, rising, N at least 1.
+        entries: at most so many; those that nothing falls to are dropped.
+        rate_weight: of one bit, in squares of the values' unit, at least 0.
+
+    Returns:
+        The entries `(K,)`, rising, and the edges between them `(K - 1,)`: `searchsorted(edges, v)` is v's entry.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    book = np.linspace(values[0], values[-1], entries) if values[0] < values[-1] else values[:1]
+    cost = np.zeros(len(book))
+    ends = np.zeros(0)
+    for _ in range(LLOYD_STEPS):
+        book, cost, edges = _nearest(book, cost)
+        before, ends = ends, np.concatenate([[0], np.searchsorted(values, edges), [len(values)]])
+        if np.array_equal(before, ends):
+            break
+        counts = np.diff(ends)
+        used = counts > 0
+        book, cost = np.diff(sums[ends])[used] / counts[used], -rate_weight * np.log2(counts[used] / len(values))
+    book, _, edges = _nearest(book, cost)
+    return book, edges
+
+
+def _nearest(
+    book: NDArray[np.float64], cost: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The entries that some value is cheapest with, their costs, and the edges between them.
+
+    (v - c)^2 + cost is a line in v plus v^2: the entries wanted are those on the lines' lower envelope.
+    """
+    hull: list[int] = []
+
+    def edge(one: int, other: int) -> float:
+        return float((book[one] + book[other]) / 2 + (cost[other] - cost[one]) / (2 * (book[other] - book[one])))
+
+    for entry in range(len(book)):
+        while len(hull) > 1 and edge(hull[-2], hull[-1]) >= edge(hull[-1], entry):
+            hull.pop()
+        hull.append(entry)
+    edges = np.array([edge(one, other) for one, other in pairwise(hull)])
+    return book[hull], cost[hull], edges
