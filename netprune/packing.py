@@ -125,6 +125,7 @@ def unpack(data: bytes, into: nn.Module | None = None, *, max_bytes: int = MAX_B
         header = _header(described)
         specs = _specs(described["tensors"])
         aliases = _aliases(described["aliases"], specs)
+        digest = described["digest"]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise damaged(error) from None
     total = sum(each.bytes for each in specs)
@@ -138,7 +139,7 @@ def unpack(data: bytes, into: nn.Module | None = None, *, max_bytes: int = MAX_B
         decoder = Decoder(tables, coded)
         state = decode_tensors(decoder, specs)
         decoder.finish()
-        if state_digest(state) != described["digest"]:
+        if state_digest(state) != digest:
             raise DamagedStreamError("its weights are not those that were packed")
     except (DamagedStreamError, ValueError, MemoryError) as error:
         raise damaged(error) from None
@@ -210,6 +211,8 @@ def _header(described: Mapping[str, Any]) -> PackedHeader:
     if len(mean) != 3 or len(std) != 3:
         raise ValueError("mean and std need three values each")
     architecture = described["architecture"]
+    if architecture is not None and not all(type(architecture[name]) is int for name in ("num_classes", "width")):
+        raise ValueError("its architecture has numbers that are none")
     return PackedHeader(
         architecture=None if architecture is None else Architecture(**architecture),
         classes=tuple(map(str, described["classes"])),
@@ -246,7 +249,7 @@ def _skeleton(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str,
     try:
         with torch.device("meta"):
             model = build_model(header.architecture)
-    except (RuntimeError, TypeError, OverflowError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise damaged(error) from None
     state = {name: spec(name, tensor) for name, tensor in model.state_dict().items()}
     if aliases or list(state.values()) != list(specs) or len(header.classes) != header.architecture.num_classes:

@@ -13,6 +13,7 @@ from netprune.errors import InputError
 from netprune.models import MODELS
 from netprune.saliency import SALIENCIES
 from sweeps import interrupts
+from sweeps.study import OBJECTIVES
 from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -125,6 +126,13 @@ search_options = _stack(
     ),
     click.option("--trials", default=12, help="Trials of the study, those of earlier sessions included."),
     click.option("--finetune-epochs", default=1, help="Epochs of finetuning a trial; 0 for none."),
+    click.option("--values", default="fp32", help="How the file stores weights: fp32, fp16, int8 or codebook:2 to 8."),
+    click.option(
+        "--objective",
+        default=OBJECTIVES[0],
+        type=click.Choice(OBJECTIVES),
+        help="What is minimised: the file's length, or the nonzero parameters as fp32 without positions.",
+    ),
     click.option("--batch-size", default=256, help="Images a finetuning step."),
     click.option("--timeout", default=0.0, help="Seconds after which no new trial starts; 0 for no limit."),
     click.option("--seed", default=0, help="Of the sampler and the finetuning."),

@@ -29,7 +29,7 @@ def main(
     **options: Any,
 ) -> None:
     """Find the smallest packed file that meets the floor. Each trial prunes, finetunes, packs and scores the file."""
-    names = ("max_drop", "trials", "finetune_epochs", "batch_size", "seed", "study_name")
+    names = ("max_drop", "trials", "finetune_epochs", "batch_size", "seed", "study_name", "values", "objective")
     request = SearchRequest(
         scan=ScanRequest.of({name: options.pop(name) for name in SCAN_OPTIONS}),
         timeout=timeout or None,

@@ -20,6 +20,8 @@ MARGIN = 2.0
 FLOOR = "accuracy_floor"
 # accuracies are counts over images: a floor of 0.809 must not be missed by the last bit of 0.8388 - 0.03
 ROUNDING = 1e-9
+OBJECTIVES = ("packed_bytes", "nonzero_bytes")
+"""The file's length; or the source document's count, nonzero parameters as fp32 without positions."""
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -28,7 +30,7 @@ class Score:
     """What one trial came to."""
 
     size_bytes: int
-    """The objective."""
+    """The objective: one of `OBJECTIVES`."""
     accuracy: float
     """Validation, in [0, 1]."""
     run_id: str

@@ -171,6 +171,11 @@ def test_search_floor_given_as_a_fraction_is_refused(refused, dense):
     assert "it is in percent" in refused(search_sparsity.main, *SMALL, "--accuracy-floor", "0.9")
 
 
+def test_search_unknown_values_or_objective_names_the_known_ones(refused):
+    assert "fp32, fp16, int8, or codebook:2 to codebook:8" in refused(search_sparsity.main, "--values", "codebook:9")
+    assert "'packed_bytes', 'nonzero_bytes'" in refused(search_sparsity.main, "--objective", "speed")
+
+
 @pytest.mark.parametrize("command", [scan_sensitivity.main, search_sparsity.main])
 @pytest.mark.parametrize(
     ("option", "value", "message"),

@@ -102,6 +102,7 @@ def test_mlflow_run_with_pyenv_on_the_path_does_not_call_it(project, store):
 def test_search_register_and_load_from_another_folder_gives_the_logged_test_accuracy(project, store, tmp_path):
     def search(trials):
         options = ["--max-drop", "60", "--trials", trials, "--batch-size", "64", "--study-name", "small"]
+        options += ["--values", "codebook:4", "--objective", "nonzero_bytes"]
         done = run(project, sys.executable, "-m", "sweeps.search_sparsity", *options)
         assert done.returncode == 0, done.stderr
 

@@ -13,7 +13,8 @@ from netprune.gradients import loss_gradients
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
-from netprune.pruning import PruneConfig, finetune_config, prune_candidate
+from netprune.pruning import PruneConfig, finetune_config, prune_candidate, quantise_and_train
+from netprune.quantise import Values
 from netprune.saliency import SALIENCIES
 from netprune.training import TrainConfig, train
 
@@ -162,3 +163,30 @@ def test_prune_candidate_takes_the_least_salient_first(tiny_net, tiny_dataset, t
     by_magnitude = make_masks(tiny_net, allocation)
     same = all(torch.equal(by_magnitude[layer], mask) for layer, mask in expected.items())
     assert same == (name in ("magnitude", "lamp", "norm_loss"))
+
+
+@pytest.mark.parametrize("text", ["fp16", "int8", "codebook:2"])
+@pytest.mark.parametrize("finetune", [None, RECIPE], ids=["one shot", "finetuned"])
+def test_prune_candidate_with_fewer_bits_scores_the_file_as_it_loads(
+    tiny_net, tiny_dataset, tiny_header, text, finetune
+):
+    allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
+    config = PruneConfig(finetune=finetune, values=Values.parse(text))
+    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
+    found = unpack(data).model
+    assert result.val == evaluate(found, tiny_dataset.val, tiny_dataset)
+    assert all(int((w == 0).sum()) >= round(0.6 * w.numel()) for w in prunable_weights(found).values())
+    if text == "codebook:2":
+        assert all(len(weight[weight != 0].unique()) <= 4 for weight in prunable_weights(found).values())
+    plain = PruneConfig(finetune=finetune)
+    assert result.packed_bytes < prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, plain)[0].packed_bytes
+
+
+def test_quantise_and_train_recovers_what_a_codebook_costs(tiny_net, tiny_dataset):
+    train(tiny_net, tiny_dataset, TrainConfig(epochs=8, batch_size=16))
+    plain, trained = copy.deepcopy(tiny_net), copy.deepcopy(tiny_net)
+    quantise_and_train(plain, tiny_dataset, PruneConfig(values=Values.parse("codebook:2")))
+    recipe = TrainConfig(epochs=1, batch_size=16)
+    quantise_and_train(trained, tiny_dataset, PruneConfig(values=Values.parse("codebook:2"), finetune=recipe))
+    losses = [evaluate(model, tiny_dataset.val, tiny_dataset).loss for model in (plain, trained)]
+    assert losses[1] < losses[0]

@@ -43,7 +43,7 @@ def run_report(study_name: str) -> Report:
 
 def trials_table(study: FoundStudy, most: int = 10) -> str:
     """The trials, feasible ones first and by size, at most `most` of them."""
-    ordered = sorted(study.trials, key=lambda t: (t.tags[tracking.FEASIBLE] != "true", t.metrics["packed_bytes"]))
+    ordered = sorted(study.trials, key=lambda t: (t.tags[tracking.FEASIBLE] != "true", t.metrics[study.objective]))
     rows = [
         [
             trial.name.removeprefix(study.name).strip(),

@@ -12,12 +12,13 @@ from netprune.masks import Sparsity
 from netprune.models import prunable_weights
 from netprune.packing import pack
 from netprune.pruning import PruneConfig, PruneResult, finetune_config, prune_candidate
+from netprune.quantise import Values
 from netprune.sensitivity import Sensitivity
 from sweeps import tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.source import Source
-from sweeps.study import Score, SparsityStudy
+from sweeps.study import OBJECTIVES, Score, SparsityStudy
 from sweeps.table import count, percent
 
 SEEDS = (
@@ -50,6 +51,10 @@ class SearchRequest:
     finetune_epochs: int = 1
     """0 for pruning alone."""
     batch_size: int = 256
+    values: str = "fp32"
+    """How the packed file stores weights: see `quantise.Values`."""
+    objective: str = OBJECTIVES[0]
+    """What is minimised: one of `study.OBJECTIVES`."""
     timeout: float | None = None
     """Seconds after which no new trial starts."""
     seed: int = 0
@@ -66,6 +71,9 @@ class SearchRequest:
             raise InputError(f"trials is {self.trials}; a study needs at least 1.")
         if self.finetune_epochs < 0:
             raise InputError(f"finetune_epochs is {self.finetune_epochs}; it must be at least 0.")
+        Values.parse(self.values)
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective is {self.objective!r}; it must be {' or '.join(OBJECTIVES)}.")
         if self.timeout is not None and not self.timeout > 0:
             raise InputError(f"timeout is {self.timeout}; it is in seconds, above 0.")
 
@@ -99,8 +107,10 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         "finetune_epochs": request.finetune_epochs,
         "batch_size": request.batch_size,
         "saliency": request.scan.saliency,
+        "values": request.values,
+        "objective": request.objective,
     }
-    name = request.study_name or f"{source.label}-floor{100 * floor:.2f}-ft{request.finetune_epochs}"
+    name = request.study_name or _study_name(source, request, floor)
     study = SparsityStudy(name, list(prunable_weights(source.model)), floor, seed=request.seed, constants=constants)
     options = {k: v for k, v in asdict(request).items() if k != "scan"} | request.scan.record()
     config = {**source.record(), **options, "study_name": name, "accuracy_floor": 100 * floor}
@@ -117,6 +127,13 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         outcome = SearchOutcome(name, run_id, study.done, floor, study.best)
         tracking.set_tags({tracking.FEASIBLE: _flag(outcome.best is not None)})
     return outcome
+
+
+def _study_name(source: Source, request: SearchRequest, floor: float) -> str:
+    """By what makes a study another one; the defaults of values and objective go without saying."""
+    values = "" if request.values == "fp32" else f"-{request.values.replace(':', '')}"
+    objective = "" if request.objective == OBJECTIVES[0] else f"-{request.objective.removesuffix('_bytes')}"
+    return f"{source.label}-floor{100 * floor:.2f}-ft{request.finetune_epochs}{values}{objective}"
 
 
 def accuracy_floor(request: SearchRequest, dense: Evaluation) -> float:
@@ -168,7 +185,9 @@ class _Session:
     def __init__(self, source: Source, study: SparsityStudy, request: SearchRequest) -> None:
         self.source, self.study, self.request = source, study, request
         finetune = finetune_config(request.finetune_epochs, batch_size=request.batch_size, seed=request.seed)
-        self.config = PruneConfig(saliency=request.scan.saliency, finetune=finetune)
+        self.config = PruneConfig(
+            saliency=request.scan.saliency, finetune=finetune, values=Values.parse(request.values)
+        )
         self.start, self.results = time.monotonic(), 0
 
     def evaluate(self, number: int, sparsity: Sparsity) -> Score:
@@ -185,7 +204,7 @@ class _Session:
                     self.config,
                     on_step=progress,
                 )
-            score = Score(result.packed_bytes, result.val.accuracy, run_id)
+            score = Score(getattr(result, self.request.objective), result.val.accuracy, run_id)
             self._log(result, data, self.study.is_feasible(score))
         return score
 
@@ -214,7 +233,8 @@ class _Session:
         # `best` knows earlier trials only: Optuna has not heard of this one yet
         best = min((s for s in (self.study.best, score) if s and self.study.is_feasible(s)), key=_size, default=None)
         if best is not None:
-            tracking.log_metrics({"best_packed_bytes": best.size_bytes, "best_val_accuracy": best.accuracy}, step=done)
+            size = {f"best_{self.request.objective}": best.size_bytes}
+            tracking.log_metrics({**size, "best_val_accuracy": best.accuracy}, step=done)
         left = (time.monotonic() - self.start) / self.results * (self.request.trials - done)
         report(
             f"trial {done}/{self.request.trials}  val {percent(score.accuracy)}  {count(score.size_bytes)} bytes  "

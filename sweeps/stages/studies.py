@@ -30,10 +30,15 @@ class FoundStudy:
         return self.run.metrics["accuracy_floor"]
 
     @property
+    def objective(self) -> str:
+        """The metric that the study minimises."""
+        return self.run.params["search.objective"]
+
+    @property
     def best(self) -> tracking.FoundRun | None:
         """The smallest trial that meets the floor; the more accurate one of equals."""
         feasible = [trial for trial in self.trials if trial.tags.get(tracking.FEASIBLE) == "true"]
-        return min(feasible, key=lambda t: (t.metrics["packed_bytes"], -t.metrics["val_accuracy"]), default=None)
+        return min(feasible, key=lambda t: (t.metrics[self.objective], -t.metrics["val_accuracy"]), default=None)
 
     def require_best(self) -> tracking.FoundRun:
         """`best`.
@@ -49,7 +54,7 @@ class FoundStudy:
         accuracy = near.metrics["val_accuracy"]
         raise InputError(
             f"no trial of study {self.name} meets its floor of {percent(self.floor)}, so nothing is registered: the "
-            f"nearest, {near.name.removeprefix(self.name).strip()} ({count(int(near.metrics['packed_bytes']))} bytes), "
+            f"nearest, {near.name.removeprefix(self.name).strip()} ({count(int(near.metrics[self.objective]))} bytes), "
             f"reached {percent(accuracy)}, {100 * (self.floor - accuracy):.2f} points short. Add trials or "
             f"finetune_epochs, or allow a larger max_drop."
         )
