@@ -130,8 +130,7 @@ search_options = _stack(
     click.option(
         "--objective",
         default=OBJECTIVES[0],
-        type=click.Choice(OBJECTIVES),
-        help="What is minimised: the file's length, or the nonzero parameters as fp32 without positions.",
+        help="Minimise packed_bytes, the file's length, or nonzero_bytes, parameters as fp32 without positions.",
     ),
     click.option("--batch-size", default=256, help="Images a finetuning step."),
     click.option("--timeout", default=0.0, help="Seconds after which no new trial starts; 0 for no limit."),
