@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from torch import nn
 
 from netprune.errors import InputError
+from netprune.loader import normalise
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import pack, unpack
 from netprune.quantise import (
     Values,
     entropy_constrained_codebook,
+    fold_biases,
     quantise,
     round_significand,
     settle,
@@ -127,6 +130,53 @@ def test_fewer_bits_make_smaller_files(tiny_header):
     fp32, fp16, int8, two, four, eight = sizes
     assert fp32 > fp16 > int8 > four > two
     assert fp16 > eight
+
+
+def spread_statistics(model):
+    """Biases and statistics as a trained network has them."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim == 1:
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + (0.5 if "var" in name else -0.5))
+
+
+def test_fold_biases_leaves_the_networks_outputs_in_both_modes(tiny_net, tiny_dataset):
+    spread_statistics(tiny_net)
+    images = normalise(tiny_dataset.val.images, tiny_dataset)
+    folded = copy.deepcopy(tiny_net)
+    fold_biases(folded)
+    assert not any(module.bias.any() for module in folded.modules() if isinstance(module, nn.Conv2d))
+    for train_mode in (False, True):  # in this order: a pass in train mode moves the statistics
+        outputs = []
+        for model in (tiny_net, folded):
+            torch.manual_seed(0)  # dropout
+            with torch.no_grad():
+                outputs.append(model.train(train_mode)(images))
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_fold_biases_leaves_layers_alone_that_are_held_twice_or_have_no_normalisation_behind_them():
+    conv, norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+    shared = nn.Sequential(nn.Sequential(conv, norm), nn.Sequential(conv, nn.BatchNorm2d(3)))
+    twice = nn.Sequential(conv, norm, conv, nn.BatchNorm2d(3))
+    tied = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    tied[2].bias = tied[0].bias
+    apart = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3))
+    untracked = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
+    for model in (shared, twice, tied, apart, untracked):
+        before = weights_digest(model)
+        fold_biases(model)
+        assert weights_digest(model) == before
+
+
+@pytest.mark.parametrize("text", KINDS[1:])
+def test_quantise_folds_biases_and_keeps_eight_bits_of_the_rest(pruned, text):
+    spread_statistics(pruned)
+    quantise(pruned, Values.parse(text))
+    assert not pruned.conv2[0].bias.any()
+    for name, tensor in pruned.state_dict().items():
+        if name not in prunable_weights(pruned) and tensor.is_floating_point():
+            assert torch.equal(tensor, round_significand(tensor, 8)), name
 
 
 @pytest.mark.parametrize("bits", [1, 8, 11, 24])
