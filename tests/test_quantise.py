@@ -94,6 +94,16 @@ def test_quantise_to_a_codebook_gives_no_more_entries_than_it_has(pruned, bits):
         assert all(len(weight[labels[name] == label].unique()) == 1 for label in labels[name].unique())
 
 
+def test_quantise_to_larger_codebooks_errs_less(tiny_net):
+    errors = []
+    for bits in range(2, 9):
+        model = copy.deepcopy(tiny_net)
+        quantise(model, Values("codebook", bits))
+        errors.append(float((model.res2[0][0].weight - tiny_net.res2[0][0].weight).square().sum()))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[2] / 8
+
+
 def test_quantise_of_an_empty_layer_leaves_it_empty(pruned):
     for text in KINDS[1:]:
         model = copy.deepcopy(pruned)

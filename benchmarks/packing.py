@@ -1,0 +1,330 @@
+"""Bytes and seconds of one network's files at 90, 95, 98 and 99 % sparsity: ours beside those that other tools write.
+
+With `--weights`, each sparsity's network is that state dict pruned by kept norm and finetuned for one epoch; without,
+it has Gaussian weights in Net10's shapes (width 128 unless told otherwise) and magnitude masks of one density.
+
+Lossless files are read again, and must hold the same numbers. Of files that round, there are ours with every codebook,
+as rounded and (3 and 4 bits, with `--weights`) as a search ships them, trained for a quarter of an epoch, beside
+NNCodec, the coder of ISO/IEC 15938-17, where `nncodec` is installed (`pip install nncodec`, then
+`pip install 'numpy>=2'`, which it takes back but does not need): at every step size of a grid, the smallest of its
+files whose network is at least as accurate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import io
+import lzma
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import scipy.sparse
+import torch
+import zstandard
+from torch import Tensor, nn
+
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from netprune.allocation import kept_norm
+from netprune.evaluation import evaluate
+from netprune.masks import Sparsity, apply_masks, make_masks
+from netprune.models import Architecture, build_model, prunable_weights, read_state_dict, weights_digest
+from netprune.packing import PackedHeader, pack, unpack
+from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune, quantise_and_train
+from netprune.quantise import Values, quantise
+
+DENSITIES = (0.1, 0.05, 0.02, 0.01)
+QUICK_DENSITIES = (0.1, 0.01)
+OURS = "netprune fp32"
+LOSSY = ("fp16", "int8", "codebook:8", "codebook:6", "codebook:5", "codebook:4", "codebook:3", "codebook:2")
+TRAINED = ("codebook:4", "codebook:3")
+STEPS = [(-32, -75), *((step, -40) for step in range(-30, -12, 2))]
+"""NNCodec's quantisation parameters, of weights and of all other tensors: its defaults, then a grid. At -40 the others
+cost less and no accuracy; at -30 some networks break."""
+
+State = Mapping[str, Tensor]
+Write = Callable[[State], bytes]
+Read = Callable[[bytes], State]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One pruned network, and what its packed file says of it."""
+
+    model: nn.Module
+    header: PackedHeader
+    setting: Setting | None
+    """None for Gaussian weights: there is nothing to be accurate on."""
+
+    def with_values(self, values: Values) -> nn.Module:
+        """A copy that holds what a file of these values holds."""
+        model = copy.deepcopy(self.model)
+        quantise(model, values)
+        return model
+
+
+def torch_save(state: Any) -> bytes:
+    """A state dict as `torch.save` writes it."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def torch_load(data: bytes) -> dict[str, Tensor]:
+    """What `torch_save` wrote."""
+    return dict(torch.load(io.BytesIO(data)))
+
+
+def save_csr(state: State) -> bytes:
+    """Weights as compressed sparse rows with 32-bit indices, a row an output channel."""
+    stored: dict[str, Any] = dict(state)
+    for name, tensor in state.items():
+        if tensor.ndim > 1:
+            rows = tensor.flatten(1).to_sparse_csr()
+            parts = rows.crow_indices().int(), rows.col_indices().int(), rows.values()
+            stored[name] = torch.sparse_csr_tensor(*parts, rows.shape), tensor.shape
+    return torch_save(stored)
+
+
+def load_csr(data: bytes) -> State:
+    """What `save_csr` wrote."""
+    stored = torch_load(data)
+    return {k: v if isinstance(v, Tensor) else v[0].to_dense().view(v[1]) for k, v in stored.items()}
+
+
+def save_scipy(state: State) -> bytes:
+    """One compressed `.npz` by scipy for every weight, one by numpy for the rest."""
+    parts = []
+    for name, tensor in state.items():
+        if tensor.ndim > 1:
+            file = io.BytesIO()
+            scipy.sparse.save_npz(file, scipy.sparse.csr_array(tensor.flatten(1).numpy()), compressed=True)
+            parts.append((name, file.getvalue(), tuple(tensor.shape)))
+    rest = io.BytesIO()
+    others: dict[str, Any] = {name: tensor.numpy() for name, tensor in state.items() if tensor.ndim < 2}
+    np.savez_compressed(rest, **others)
+    return torch_save((parts, rest.getvalue()))
+
+
+def load_scipy(data: bytes) -> State:
+    """What `save_scipy` wrote."""
+    parts, rest = torch.load(io.BytesIO(data))
+    state = {name: torch.from_numpy(array) for name, array in np.load(io.BytesIO(rest)).items()}
+    for name, file, shape in parts:
+        state[name] = torch.from_numpy(scipy.sparse.load_npz(io.BytesIO(file)).toarray()).view(shape)
+    return state
+
+
+LOSSLESS: dict[str, tuple[Write, Read]] = {
+    "torch.save, dense": (torch_save, torch_load),
+    "safetensors": (lambda state: safetensors.torch.save(dict(state)), safetensors.torch.load),
+    "torch sparse CSR": (save_csr, load_csr),
+    "scipy .npz": (save_scipy, load_scipy),
+    "zstd -19 of dense": (
+        lambda state: zstandard.ZstdCompressor(level=19).compress(safetensors.torch.save(dict(state))),
+        lambda data: safetensors.torch.load(zstandard.ZstdDecompressor().decompress(data)),
+    ),
+    "xz -9 of dense": (
+        lambda state: lzma.compress(safetensors.torch.save(dict(state)), preset=9),
+        lambda data: safetensors.torch.load(lzma.decompress(data)),
+    ),
+}
+
+
+def measure_lossless(subject: Subject) -> dict[str, tuple[int, float, float]]:
+    """Method → bytes, seconds of writing, seconds of reading; on one thread.
+
+    Raises:
+        RuntimeError: if a file does not hold the network's numbers.
+    """
+    state = {name: tensor.cpu() for name, tensor in subject.model.state_dict().items()}
+    # ours compares as the others do; its reader has held the weights against their SHA-256 by then
+    methods = LOSSLESS | {
+        OURS: (lambda _: pack(subject.model, subject.header), lambda data: unpack(data).model.state_dict())
+    }
+    measured = {}
+    for name, (write, read) in methods.items():
+        start = time.perf_counter()
+        data = write(state)
+        written = time.perf_counter()
+        again = read(data)
+        end = time.perf_counter()
+        if again.keys() != state.keys() or not all(torch.equal(again[key], state[key]) for key in state):
+            raise RuntimeError(f"{name} did not give the network back")
+        measured[name] = len(data), written - start, end - written
+    return measured
+
+
+def measure_lossy(subject: Subject) -> dict[str, tuple[int, float, float]]:
+    """Values → bytes of our file, validation accuracy in percent, loss (not a number without data)."""
+    measured = {}
+    for text in LOSSY:
+        model = subject.with_values(Values.parse(text))
+        measured[text] = len(pack(model, subject.header)), *_accuracy(subject, model.state_dict())
+    return measured
+
+
+def measure_nncodec(subject: Subject) -> dict[str, tuple[int, float, float]]:
+    """The same for NNCodec's files, by the two quantisation parameters."""
+    from nncodec import nn as codec
+
+    state = subject.model.state_dict()
+    arrays = {name: tensor.cpu().numpy() for name, tensor in state.items() if tensor.ndim}
+    measured = {}
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
+        for step, others in STEPS:
+            options = {"qp": step, "nonweight_qp": others, "verbose": False, "results": scratch}
+            data = codec.encode(dict(arrays), options)
+            decoded = {name: torch.from_numpy(array) for name, array in codec.decode(data).items()}
+            measured[f"{step}/{others}"] = len(data), *_accuracy(subject, {**state, **decoded})
+    return measured
+
+
+def measure_trained(subject: Subject, setting: Setting, kept: Path) -> dict[str, tuple[int, float, float]]:
+    """Our files as a search ships them: codebooks trained for a quarter of an epoch."""
+    measured = {}
+    for text in TRAINED:
+        path = kept.with_name(f"{kept.stem}-{text.replace(':', '')}.pt")
+        model = copy.deepcopy(subject.model)
+        if path.exists():
+            model.load_state_dict(read_state_dict(str(path)))
+        else:
+            config = PruneConfig(finetune=_finetune(setting), values=Values.parse(text))
+            quantise_and_train(model, setting.dataset, config)
+            torch.save(model.state_dict(), path)
+        measured[f"{text}, trained"] = len(pack(model, subject.header)), *_accuracy(subject, model.state_dict())
+    return measured
+
+
+def finetuned(setting: Setting, density: float, path: Path) -> nn.Module:
+    """The dense network at a density, finetuned; from `path` if it was kept there."""
+    if path.exists():
+        model = copy.deepcopy(setting.model)
+        model.load_state_dict(read_state_dict(str(path)))
+        return model
+    sparsity = kept_norm(setting.model, density)
+    config = PruneConfig(finetune=_finetune(setting))
+    model = prune_and_finetune(setting.model, setting.dataset, sparsity, config)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def gaussian(width: int, density: float) -> nn.Module:
+    """A Net10 of Gaussian weights, each tensor at one density."""
+    model = build_model(Architecture(name="net10", num_classes=10, width=width))
+    generator = torch.Generator().manual_seed(0)
+    sparsity: Sparsity = {}
+    for name, weight in prunable_weights(model).items():
+        weight.data = torch.randn(weight.shape, generator=generator)
+        sparsity = {**sparsity, name: 1 - density}
+    apply_masks(model, make_masks(model, sparsity))
+    return model
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", message=".*[Ss]parse")  # torch calls its CSR tensors new at every use
+    options = _options()
+    setting = _open(options) if options.weights else None
+    densities = QUICK_DENSITIES if options.quick else DENSITIES
+    results: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(options.kept or scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for density in densities:
+            kept = folder / f"{density}.pt"
+            model = finetuned(setting, density, kept) if setting else gaussian(options.width, density)
+            subject = Subject(model, _header(model, options.width, setting), setting)
+            results[str(density)] = _measure(subject, setting, kept)
+            _print(f"{100 * (1 - density):g} % sparsity", results[str(density)])
+    ratios = [_smallest_other(found["lossless"]) / found["lossless"][OURS][0] for found in results.values()]
+    what = "times the bytes of our fp32 file in the smallest other lossless one, least over the sparsities"
+    finish(options, {"results": results}, min(ratios), what)
+
+
+def _measure(subject: Subject, setting: Setting | None, kept: Path) -> dict[str, Any]:
+    lossy = measure_lossy(subject)
+    codec = {}
+    if setting:
+        lossy |= measure_trained(subject, setting, kept)
+        lossy["fp32"] = len(pack(subject.model, subject.header)), *_accuracy(subject, subject.model.state_dict())
+        codec = measure_nncodec(subject) if importlib.util.find_spec("nncodec") else {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    lossless = measure_lossless(subject)
+    torch.set_num_threads(threads)
+    return {"lossless": lossless, "lossy": lossy, "nncodec": codec}
+
+
+def _print(title: str, found: Mapping[str, Any]) -> None:
+    ours = found["lossless"][OURS][0]
+    rows = [[n, f"{b:,}", f"{b / ours:.3f}", f"{w:.2f}", f"{r:.2f}"] for n, (b, w, r) in found["lossless"].items()]
+    print()
+    print_table([title, "bytes", "of ours", "write s", "read s"], rows)
+    rows = []
+    for name, (size, accuracy, loss) in found["lossy"].items():
+        rows.append([name, f"{size:,}", f"{accuracy:.2f} %", f"{loss:.4f}", _nncodec_cell(found["nncodec"], accuracy)])
+    print_table(["netprune", "bytes", "val accuracy", "loss", "NNCodec at that accuracy (steps)"], rows)
+
+
+def _nncodec_cell(codec: Mapping[str, tuple[int, float, float]], accuracy: float) -> str:
+    reached = [(size, steps) for steps, (size, its, _) in codec.items() if its >= accuracy]
+    if not reached:
+        return "none as accurate" if codec else "not measured"
+    size, steps = min(reached)
+    return f"{size:,} ({steps})"
+
+
+def _smallest_other(lossless: Mapping[str, tuple[int, float, float]]) -> int:
+    return min(size for name, (size, _, _) in lossless.items() if name != OURS)
+
+
+def _accuracy(subject: Subject, state: State) -> tuple[float, float]:
+    if subject.setting is None:
+        return float("nan"), float("nan")
+    model = copy.deepcopy(subject.model)
+    model.load_state_dict(dict(state))
+    found = evaluate(model, subject.setting.dataset.val, subject.setting.dataset)
+    return 100 * found.accuracy, found.loss
+
+
+def _header(model: nn.Module, width: int, setting: Setting | None) -> PackedHeader:
+    data = setting.dataset if setting else None
+    return PackedHeader(
+        architecture=Architecture(name="net10", num_classes=len(data.classes) if data else 10, width=width),
+        classes=data.classes if data else tuple(map(str, range(10))),
+        mean=data.mean if data else (0.5, 0.5, 0.5),
+        std=data.std if data else (0.25, 0.25, 0.25),
+        dense_digest=weights_digest(setting.model if setting else model),
+    )
+
+
+def _finetune(setting: Setting) -> Any:
+    return finetune_config(1, batch_size=setting.options.batch_size)
+
+
+def _open(options: argparse.Namespace) -> Setting:
+    setting = open_setting(options)
+    part = setting.dataset.part(options.share, seed=0) if options.share < 1 else setting.dataset
+    return Setting(setting.model, part, options)
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__ or "")
+    made.set_defaults(width=128)
+    made.add_argument("--share", type=float, default=1.0, help="of the training images for finetuning (default 1)")
+    made.add_argument("--batch-size", type=int, default=256, help="images a finetuning step (default 256)")
+    made.add_argument("--kept", help="folder for the finetuned networks, so that they are made once")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()
