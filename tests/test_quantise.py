@@ -99,7 +99,7 @@ def test_quantise_to_larger_codebooks_errs_less(tiny_net):
     for bits in range(2, 9):
         model = copy.deepcopy(tiny_net)
         quantise(model, Values("codebook", bits))
-        errors.append(float((model.res2[0][0].weight - tiny_net.res2[0][0].weight).square().sum()))
+        errors.append((model.res2[0][0].weight - tiny_net.res2[0][0].weight).square().sum().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[2] / 8
 
