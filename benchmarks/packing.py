@@ -3,7 +3,7 @@
 With `--weights`, each sparsity's network is that state dict pruned by kept norm and finetuned for one epoch; without,
 it has Gaussian weights in Net10's shapes (width 128 unless told otherwise) and magnitude masks of one density.
 
-Lossless files are read again, and must hold the same numbers. Of files that round, there are ours with every codebook,
+Lossless files are read again, and must hold the same numbers. Of files that round, there are ours with codebooks of 3 to 6 bits,
 as rounded and (3 and 4 bits, with `--weights`) as a search ships them, trained for a quarter of an epoch, beside
 NNCodec, the coder of ISO/IEC 15938-17, where `nncodec` is installed (`pip install nncodec`, then
 `pip install 'numpy>=2'`, which it takes back but does not need): at every step size of a grid, the smallest of its
@@ -45,7 +45,7 @@ from netprune.quantise import Values, quantise
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
 QUICK_DENSITIES = (0.1, 0.01)
 OURS = "netprune fp32"
-LOSSY = ("fp16", "int8", "codebook:8", "codebook:6", "codebook:5", "codebook:4", "codebook:3", "codebook:2")
+LOSSY = ("fp16", "int8", "codebook:6", "codebook:5", "codebook:4", "codebook:3")
 TRAINED = ("codebook:4", "codebook:3")
 STEPS = [(-32, -75), *((step, -40) for step in range(-30, -12, 2))]
 """NNCodec's quantisation parameters, of weights and of all other tensors: its defaults, then a grid. At -40 the others

@@ -45,7 +45,6 @@ Nothing in the file is executed, and no name in it is imported: the architecture
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,20 +148,6 @@ def unpack(data: bytes, into: nn.Module | None = None, *, max_bytes: int = MAX_B
     else:
         target.load_state_dict(state, assign=True)
     return PackedModel(target, header)
-
-
-def write_packed(path: Path, data: bytes) -> None:
-    """Write a packed file whole or not at all: a file that is there already survives a failed write."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
 
 
 def read_packed(path: str | Path, into: nn.Module | None = None, *, max_bytes: int = MAX_BYTES) -> PackedModel:

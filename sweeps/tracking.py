@@ -1,4 +1,4 @@
-"""Runs, artifacts and the registry: the only room that talks to MLflow (with `experiment`, which MLflow loads)."""
+"""Runs and artifacts: with `registry` the only rooms that talk to MLflow (and `experiment`, which MLflow loads)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 from matplotlib.figure import Figure
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-import netprune
 from netprune.errors import InputError
-from netprune.packing import PackedHeader, PackedModel, read_packed, write_packed
+from netprune.files import write_whole
 from sweeps.experiment import EXPERIMENT
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError)
 STAGE, FEASIBLE, STUDY = "netprune.stage", "feasible", "netprune.study"
-MODEL_FILE, MODEL_NAME, CHAMPION = "model.netprune", "model", "champion"
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -154,7 +149,7 @@ def log_bytes(data: bytes, name: str) -> None:
     """Keep bytes as the artifact `name` (with `/` for folders) of the active run."""
     folder, _, file = name.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
-        write_packed(Path(scratch) / file, data)
+        write_whole(Path(scratch) / file, data)
         log_file(Path(scratch) / file, folder or None)
 
 
@@ -236,81 +231,3 @@ def find_run(run_id: str) -> FoundRun:
 def _found(run: Run) -> FoundRun:
     data = run.data
     return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, data.params, data.metrics)
-
-
-def log_model(data: bytes, header: PackedHeader, *, metadata: Mapping[str, Any] | None = None) -> str:
-    """Log a packed file as the active run's model, loadable by `mlflow.pyfunc`, and return its URI.
-
-    The model carries netprune's own source, so it loads and serves where netprune is not installed.
-    """
-    example = np.zeros((1, 3, 32, 32), dtype=np.float32)
-    image, logits = TensorSpec(np.dtype("float32"), (-1, 3, -1, -1)), (-1, len(header.classes))
-    signature = ModelSignature(Schema([image]), Schema([TensorSpec(np.dtype("float32"), logits)]))
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / MODEL_FILE
-        write_packed(path, data)
-        info = mlflow.pyfunc.log_model(
-            name=MODEL_NAME,
-            loader_module="netprune.pyfunc",
-            data_path=str(path),
-            code_paths=[str(Path(netprune.__file__).parent)],
-            pip_requirements=[
-                f"{package}=={importlib.metadata.version(package)}"
-                for package in ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard", "constriction")
-            ],
-            signature=signature,
-            input_example=example,
-            metadata={"classes": list(header.classes), **(metadata or {})},
-        )
-    return str(info.model_uri)
-
-
-def register_model(model_uri: str, name: str, *, run_id: str, tags: Mapping[str, str], description: str) -> int:
-    """Register a logged model under `name`, with the alias `champion`; whole, or not at all.
-
-    Returns:
-        The new version's number.
-    """
-    client = mlflow.MlflowClient()
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    version = client.create_model_version(name, model_uri, run_id=run_id, tags=dict(tags), description=description)
-    try:
-        client.set_registered_model_alias(name, CHAMPION, version.version)
-    except BaseException:
-        client.delete_model_version(name, version.version)
-        raise
-    return int(version.version)
-
-
-def champion_version(name: str, tags: Mapping[str, str]) -> int | None:
-    """The version of `name` that holds the alias `champion`, if its tags contain `tags`; else None."""
-    try:
-        version = mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        return None
-    return int(version.version) if tags.items() <= version.tags.items() else None
-
-
-def fetch_model(uri: str) -> tuple[PackedModel, str | None]:
-    """The packed network behind a URI, and the id of the run that logged it.
-
-    Args:
-        uri: `runs:/<run id>`, a bare run id, `models:/<name>/<version>` or `models:/<name>@<alias>`.
-
-    Raises:
-        InputError: if the store has no such model.
-    """
-    full = uri if ":/" in uri else f"runs:/{uri}"
-    if full.startswith("runs:/") and full.count("/") == 1:
-        full = f"{full}/{MODEL_NAME}"
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(mlflow.artifacts.download_artifacts(full, dst_path=scratch))
-            described = Model.load(str(folder))
-            return read_packed(folder / described.flavors["python_function"]["data"]), described.run_id
-    except (MlflowException, OSError, KeyError):
-        raise InputError(
-            f"there is no netprune model at {uri} in {mlflow.get_tracking_uri()}: name a run id, "
-            f"models:/<name>/<version> or models:/<name>@<alias>."
-        ) from None

@@ -10,15 +10,15 @@ TREES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(p.read_text())
     for p in PATHS
 }
-COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "pipeline")
+COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "export", "pipeline")
 LAYERS = (
     {"errors", "compute"},
-    {"entropy", "container"},
+    {"entropy", "container", "files"},
     {"models", "image_folder", "saliency", "words"},
     {"data", "size", "masks", "positions", "quantise", "tracing"},
     {"loader", "tensors"},
     {"evaluation", "gradients", "packing"},
-    {"training", "sensitivity"},
+    {"training", "sensitivity", "onnx"},
     {"curves", "grid"},
     {"knapsack"},
     {"allocation"},
@@ -81,7 +81,7 @@ def test_scipy_is_imported_where_curves_are_fitted_only():
 
 
 def test_mlflow_and_optuna_are_imported_in_their_own_rooms_only():
-    assert importers("mlflow") == {"sweeps.tracking", "sweeps.experiment"}
+    assert importers("mlflow") == {"sweeps.tracking", "sweeps.registry", "sweeps.experiment"}
     assert importers("optuna") == {"sweeps.study"}
 
 

@@ -1,16 +1,15 @@
-"""The packed file: every bit back, damage noticed, nothing half written."""
+"""The packed file: every bit back, damage noticed."""
 
-import os
-import stat
 from dataclasses import replace
 
 import pytest
 import torch
 
 from netprune.errors import InputError
+from netprune.files import write_whole
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights, weights_digest
-from netprune.packing import PackedHeader, load, pack, read_packed, unpack, write_packed
+from netprune.packing import PackedHeader, load, pack, read_packed, unpack
 
 NAN_PAYLOAD = 0x7FC12345
 
@@ -185,40 +184,6 @@ def test_read_packed_names_the_file_in_its_refusals(tmp_path, packed):
 
 
 def test_load_gives_what_was_written(tmp_path, packed, tiny_net):
-    write_packed(tmp_path / "net.netprune", packed)
+    write_whole(tmp_path / "net.netprune", packed)
     assert (tmp_path / "net.netprune").read_bytes() == packed
     assert bits(load(str(tmp_path / "net.netprune"))) == bits(tiny_net)
-
-
-def test_write_packed_replaces_an_old_file_and_leaves_nothing_else(tmp_path, packed):
-    path = tmp_path / "net.netprune"
-    path.write_bytes(b"old")
-    write_packed(path, packed)
-    assert path.read_bytes() == packed
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_write_packed_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, packed, step, error):
-    path = tmp_path / "net.netprune"
-    path.write_bytes(b"old")
-
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(os, step, fail)
-    with pytest.raises(type(error)):
-        write_packed(path, packed)
-    monkeypatch.undo()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_write_packed_is_readable_by_those_whom_the_umask_lets(tmp_path, packed):
-    before = os.umask(0o022)
-    try:
-        write_packed(tmp_path / "net.netprune", packed)
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "net.netprune").stat().st_mode) == 0o644

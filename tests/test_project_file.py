@@ -20,7 +20,7 @@ def command_of(entry: str):
 
 
 def test_entry_points_are_the_documented_ones():
-    assert set(ENTRIES) == {"main", "train", "scan", "search", "register", "report", "analyse"}
+    assert set(ENTRIES) == {"main", "train", "scan", "search", "register", "report", "analyse", "export"}
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from netprune import pyfunc
+from netprune.files import write_whole
 from netprune.loader import normalise
 from netprune.models import weights_digest
-from netprune.packing import pack, write_packed
+from netprune.packing import pack
 from netprune.pyfunc import _load_pyfunc
 from netprune.training import TrainConfig, train
 
@@ -15,7 +16,7 @@ from netprune.training import TrainConfig, train
 @pytest.fixture
 def predictor(tmp_path, tiny_net, tiny_header):
     """`tiny_net` out of its file."""
-    write_packed(tmp_path / "net.netprune", pack(tiny_net, tiny_header))
+    write_whole(tmp_path / "net.netprune", pack(tiny_net, tiny_header))
     return _load_pyfunc(str(tmp_path / "net.netprune"))
 
 

@@ -3,27 +3,11 @@
 import json
 
 import mlflow
-import numpy as np
 import pytest
 
 from netprune.errors import InputError
-from netprune.models import Architecture, build_model, weights_digest
-from netprune.packing import PackedHeader, pack
 from sweeps import tracking
 from sweeps.experiment import NetpruneExperimentProvider
-
-
-def packed(seed=0):
-    architecture = Architecture(name="net10", num_classes=3, width=1)
-    model = build_model(architecture, seed=seed)
-    header = PackedHeader(
-        architecture=architecture,
-        classes=("a", "b", "c"),
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        dense_digest=weights_digest(model),
-    )
-    return model, header, pack(model, header)
 
 
 def test_tracked_run_that_ends_is_finished_with_config_and_versions(store):
@@ -117,50 +101,6 @@ def test_json_artifact_comes_back(store):
     assert json.loads(tracking.read_artifact(run_id, "folder/x.json")) == {"a": [1, 2]}
     with pytest.raises(InputError, match="no artifact"):
         tracking.read_artifact(run_id, "folder/y.json")
-
-
-def test_model_logged_is_fetched_by_run_and_by_alias_bit_for_bit(store):
-    _, header, data = packed()
-    with tracking.tracked_run("register", "r", {}) as run_id:
-        uri = tracking.log_model(data, header)
-        version = tracking.register_model(uri, "small", run_id=run_id, tags={"k": "v"}, description="d")
-    for name in (run_id, f"runs:/{run_id}", "models:/small@champion", f"models:/small/{version}"):
-        found, by = tracking.fetch_model(name)
-        assert weights_digest(found.model) == header.dense_digest
-        assert found.header == header
-        assert by == run_id
-    assert tracking.champion_version("small", {"k": "v"}) == version
-    assert tracking.champion_version("small", {"k": "w"}) is None
-    assert tracking.champion_version("none", {}) is None
-
-
-def test_model_logged_predicts_through_pyfunc_as_the_module_does(store):
-    model, header, data = packed()
-    with tracking.tracked_run("register", "r", {}):
-        uri = tracking.log_model(data, header)
-    images = np.random.default_rng(0).random((5, 3, 32, 32), dtype=np.float32)
-    loaded = mlflow.pyfunc.load_model(uri)
-    expected = model.eval()(__import__("torch").from_numpy((images - 0.5) / 0.25)).detach().numpy()
-    np.testing.assert_array_equal(loaded.predict(images), expected)
-    assert weights_digest(loaded.get_raw_model()) == header.dense_digest
-
-
-def test_register_model_that_cannot_get_its_alias_leaves_no_version(store, monkeypatch):
-    _, header, data = packed()
-
-    def refuse(*_args, **_kwargs):
-        raise RuntimeError("no alias today")
-
-    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", refuse)
-    with pytest.raises(RuntimeError), tracking.tracked_run("register", "r", {}) as run_id:
-        tracking.register_model(tracking.log_model(data, header), "small", run_id=run_id, tags={}, description="")
-    assert mlflow.MlflowClient().search_model_versions("name = 'small'") == []
-
-
-@pytest.mark.parametrize("uri", ["0" * 32, "runs:/" + "1" * 32, "models:/none@champion", "models:/none/1", "nonsense"])
-def test_fetch_model_of_an_unknown_uri_names_the_forms(store, uri):
-    with pytest.raises(InputError, match=r"models:/<name>@<alias>"):
-        tracking.fetch_model(uri)
 
 
 def test_experiment_provider_speaks_for_this_project_only(store, monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from netprune.data import Dataset
 from netprune.evaluation import Evaluation, evaluate
 from netprune.packing import PackedModel, pack
 from netprune.size import measure_size
-from sweeps import tracking
+from sweeps import registry, tracking
 from sweeps.stages.searching import PACKED_FILE
 from sweeps.stages.source import DataRequest, short_name
 from sweeps.stages.studies import find_study, open_study_data
@@ -40,7 +40,7 @@ class RegisterOutcome:
     @property
     def uri(self) -> str:
         """What `mlflow.pyfunc.load_model` takes."""
-        return f"models:/{self.name}@{tracking.CHAMPION}"
+        return f"models:/{self.name}@{registry.CHAMPION}"
 
 
 def run_register(study_name: str, model_name: str, request: DataRequest) -> RegisterOutcome:
@@ -61,8 +61,8 @@ def run_register(study_name: str, model_name: str, request: DataRequest) -> Regi
     dense_measured = _measure(dense, dataset)
     pruned_measured = _measure(pruned, dataset)
     name = model_name or f"{short_name(pruned.header.architecture)}-{Path(data.dataset).name}"
-    key = {"trial_run_id": best.run_id}
-    known = tracking.champion_version(name, key)
+    key = {registry.TRIAL: best.run_id}
+    known = registry.champion_version(name, key)
     if known is not None:
         return RegisterOutcome(name, known, True, dense_measured, pruned_measured)
     config = {"study_name": study.name, "model_name": name, "dataset": data.dataset, "data_dir": data.data_dir, **key}
@@ -70,8 +70,8 @@ def run_register(study_name: str, model_name: str, request: DataRequest) -> Regi
         metrics = _metrics(dense_measured, "dense_") | _metrics(pruned_measured, "")
         tracking.log_metrics(metrics)
         file = tracking.read_artifact(best.run_id, PACKED_FILE)
-        uri = tracking.log_model(file, pruned.header, metadata={"study": study.name})
-        version = tracking.register_model(
+        uri = registry.log_model(file, pruned.header, metadata={"study": study.name})
+        version = registry.register_model(
             uri,
             name,
             run_id=run_id,

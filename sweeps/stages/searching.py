@@ -14,7 +14,7 @@ from netprune.packing import pack
 from netprune.pruning import PruneConfig, PruneResult, finetune_config, prune_candidate
 from netprune.quantise import Values
 from netprune.sensitivity import Sensitivity
-from sweeps import tracking
+from sweeps import registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.source import Source
@@ -30,8 +30,8 @@ SEEDS = (
     (0.05, "kept_norm"),
     (0.2, "knapsack"),
 )
-DENSE_FILE = f"dense/{tracking.MODEL_FILE}"
-PACKED_FILE = f"packed/{tracking.MODEL_FILE}"
+DENSE_FILE = f"dense/{registry.MODEL_FILE}"
+PACKED_FILE = f"packed/{registry.MODEL_FILE}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

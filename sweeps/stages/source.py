@@ -15,7 +15,7 @@ from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader
 from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune
-from sweeps import tracking
+from sweeps import registry, tracking
 from sweeps.progress import Progress
 
 AUTO = "auto"
@@ -134,7 +134,7 @@ def open_source(source: SourceRequest, data: DataRequest) -> Source:
     if source.weights:
         return _from_weights(source, data)
     uri = source.model_uri or newest_dense_model()
-    packed, run_id = tracking.fetch_model(uri)
+    packed, run_id = registry.fetch_model(uri)
     known = _trained_on(run_id) if run_id and data.dataset == AUTO else {}
     if data.dataset == AUTO and "dataset" not in known:
         raise InputError(f"the run behind {uri} does not say which data it was trained on: name it with dataset.")

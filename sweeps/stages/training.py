@@ -16,7 +16,7 @@ from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict
 from netprune.packing import pack
 from netprune.training import EpochResult, Snapshot, TrainConfig, seconds_per_epoch, train
-from sweeps import interrupts, tracking
+from sweeps import interrupts, registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.source import DataRequest, SourceRequest, header_for, open_data, short_name
 from sweeps.table import percent
@@ -92,7 +92,7 @@ def run_training(request: TrainRequest) -> TrainOutcome:
         model.load_state_dict(keeper.best_state())
         model.cpu()
         header = header_for(architecture, dataset, model)
-        uri = tracking.log_model(pack(model, header), header, metadata={"weights_digest": header.dense_digest})
+        uri = registry.log_model(pack(model, header), header, metadata={"weights_digest": header.dense_digest})
         return TrainOutcome(run_id, uri, keeper.best["epoch"], keeper.best["val_accuracy"])
 
 

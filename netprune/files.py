@@ -1,0 +1,30 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from netprune.errors import InputError
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a file whole or not at all: one that is there already survives a failed write.
+
+    Raises:
+        InputError: if it cannot be written: no such folder, no permission, no space left.
+    """
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}.") from None
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,26 @@
+"""Export a network for other tools: `mlflow run . -e export` or `python -m sweeps.export`."""
+
+from __future__ import annotations
+
+import click
+
+from sweeps.command import command
+from sweeps.stages.exporting import run_export
+from sweeps.table import count
+
+
+@command
+@click.option(
+    "--model-uri",
+    default="",
+    help="Network: models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a packed file; default: registered last.",
+)
+@click.option("--out", default="model.pt", help="File to write: .pt for a plain dense state dict, .onnx for ONNX.")
+def main(model_uri: str, out: str) -> None:
+    """Write a network as a plain dense state dict, or as ONNX that onnxruntime has been found to run as torch does."""
+    made = run_export(model_uri, out)
+    click.echo(f"{made.origin} → {made.path}, {count(made.bytes)} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Models and their registry: packed files as MLflow models, their versions and the alias `champion`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+import netprune
+from netprune.errors import InputError
+from netprune.files import write_whole
+from netprune.packing import PackedHeader, PackedModel, read_packed
+
+MODEL_FILE, MODEL_NAME, CHAMPION = "model.netprune", "model", "champion"
+TRIAL = "trial_run_id"
+"""Version tag: the run of the trial that a version holds."""
+
+
+def log_model(data: bytes, header: PackedHeader, *, metadata: Mapping[str, Any] | None = None) -> str:
+    """Log a packed file as the active run's model, loadable by `mlflow.pyfunc`, and return its URI.
+
+    The model carries netprune's own source, so it loads and serves where netprune is not installed.
+    """
+    example = np.zeros((1, 3, 32, 32), dtype=np.float32)
+    image, logits = TensorSpec(np.dtype("float32"), (-1, 3, -1, -1)), (-1, len(header.classes))
+    signature = ModelSignature(Schema([image]), Schema([TensorSpec(np.dtype("float32"), logits)]))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / MODEL_FILE
+        write_whole(path, data)
+        info = mlflow.pyfunc.log_model(
+            name=MODEL_NAME,
+            loader_module="netprune.pyfunc",
+            data_path=str(path),
+            code_paths=[str(Path(netprune.__file__).parent)],
+            pip_requirements=[
+                f"{package}=={importlib.metadata.version(package)}"
+                for package in ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard", "constriction")
+            ],
+            signature=signature,
+            input_example=example,
+            metadata={"classes": list(header.classes), **(metadata or {})},
+        )
+    return str(info.model_uri)
+
+
+def register_model(model_uri: str, name: str, *, run_id: str, tags: Mapping[str, str], description: str) -> int:
+    """Register a logged model under `name`, with the alias `champion`; whole, or not at all.
+
+    Returns:
+        The new version's number.
+    """
+    client = mlflow.MlflowClient()
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    version = client.create_model_version(name, model_uri, run_id=run_id, tags=dict(tags), description=description)
+    try:
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+    except BaseException:
+        client.delete_model_version(name, version.version)
+        raise
+    return int(version.version)
+
+
+def champion_version(name: str, tags: Mapping[str, str]) -> int | None:
+    """The version of `name` that holds the alias `champion`, if its tags contain `tags`; else None."""
+    try:
+        version = mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return None
+    return int(version.version) if tags.items() <= version.tags.items() else None
+
+
+def newest_version() -> str:
+    """The URI of the version that was registered last, of any study.
+
+    Raises:
+        InputError: if there is none.
+    """
+    versions = mlflow.MlflowClient().search_model_versions(order_by=["creation_timestamp DESC"])
+    for version in versions:
+        if TRIAL in version.tags:
+            return f"models:/{version.name}/{version.version}"
+    raise InputError(
+        f"no pruned model is registered in {mlflow.get_tracking_uri()}: run `python -m sweeps.register` first, or name "
+        f"a model or a packed file with model_uri."
+    )
+
+
+def fetch_model(uri: str) -> tuple[PackedModel, str | None]:
+    """The packed network behind a URI, and the id of the run that logged it.
+
+    Args:
+        uri: `runs:/<run id>`, a bare run id, `models:/<name>/<version>` or `models:/<name>@<alias>`.
+
+    Raises:
+        InputError: if the store has no such model.
+    """
+    full = uri if ":/" in uri else f"runs:/{uri}"
+    if full.startswith("runs:/") and full.count("/") == 1:
+        full = f"{full}/{MODEL_NAME}"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(mlflow.artifacts.download_artifacts(full, dst_path=scratch))
+            described = Model.load(str(folder))
+            return read_packed(folder / described.flavors["python_function"]["data"]), described.run_id
+    except (MlflowException, OSError, KeyError):
+        raise InputError(
+            f"there is no netprune model at {uri} in {mlflow.get_tracking_uri()}: name a run id, "
+            f"models:/<name>/<version> or models:/<name>@<alias>."
+        ) from None

@@ -1,0 +1,54 @@
+"""Files that are there whole or not at all."""
+
+import os
+import stat
+
+import pytest
+
+from netprune.errors import InputError
+from netprune.files import write_whole
+
+
+def test_write_whole_replaces_an_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.file"
+    path.write_bytes(b"old")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    ("error", "seen", "message"),
+    [
+        (OSError(28, "No space left on device"), InputError, "No space left"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_write_whole_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step, error, seen, message):
+    path = tmp_path / "a.file"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(seen, match=message):
+        write_whole(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_whole_into_no_folder_says_which_file(tmp_path):
+    with pytest.raises(InputError, match=r"cannot write .*none/a\.file: No such file or directory"):
+        write_whole(tmp_path / "none" / "a.file", b"new")
+
+
+def test_write_whole_is_readable_by_those_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_whole(tmp_path / "a.file", b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.file").stat().st_mode) == 0o644
