@@ -3,11 +3,10 @@
 With `--weights`, each sparsity's network is that state dict pruned by kept norm and finetuned for one epoch; without,
 it has Gaussian weights in Net10's shapes (width 128 unless told otherwise) and magnitude masks of one density.
 
-Lossless files are read again, and must hold the same numbers. Of files that round, there are ours with codebooks of 3 to 6 bits,
-as rounded and (3 and 4 bits, with `--weights`) as a search ships them, trained for a quarter of an epoch, beside
-NNCodec, the coder of ISO/IEC 15938-17, where `nncodec` is installed (`pip install nncodec`, then
-`pip install 'numpy>=2'`, which it takes back but does not need): at every step size of a grid, the smallest of its
-files whose network is at least as accurate.
+Lossless files are read again, and must hold the same numbers. Of files that round, there are ours, as rounded and (some
+codebooks, with `--weights`) as a search ships them, trained for a quarter of an epoch, beside NNCodec, the coder of
+ISO/IEC 15938-17, where `nncodec` is installed (`pip install nncodec`, then `pip install 'numpy>=2'`, which it takes
+back but does not need): at every step size of a grid, the smallest of its files whose network is at least as accurate.
 """
 
 from __future__ import annotations
