@@ -1,4 +1,4 @@
-"""Fewer bits a value: fp16, int8 by output channel, or a codebook; the zeros stay.
+"""Fewer bits a value: fp16, int8 by output channel, or a codebook; zeros stay zero.
 
 Quantising changes the network, once, to values that the packed file then holds exactly. A codebook is trained
 afterwards: every weight that shares an entry has the entry's gradient (Deep Compression, Han 2016, section 3.3).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,9 +27,10 @@ KINDS = ("fp32", "fp16", "int8", "codebook")
 CODEBOOK_BITS = range(2, 9)
 FP16_MAX = 65504.0
 INT8_MAX = 127
-RATE_WEIGHT, RATE_BITS = 0.005, 4
-"""Of a bit in the objective of codebooks of up to 4 bits, in mean squares of the kept weights; half of it for every bit
-more, or a larger codebook would hardly be used."""
+RATE_WEIGHT, RATE_BITS = 0.01, 4
+"""Of a bit in the objective of codebooks of up to 4 bits, in mean squares of the network's kept weights; half of it for
+every bit more, or a larger codebook would hardly be used."""
+DROP_ROUNDS = 4
 LLOYD_STEPS = 100
 SIGNIFICANT_BITS = 8
 """Of codebook entries, steps and all numbers that are no weights, as bfloat16 has: measured, they cost no accuracy."""
@@ -74,9 +75,10 @@ class Values:
 def quantise(model: nn.Module, values: Values) -> dict[str, Tensor]:
     """Round a network's values in place; zeros stay zero.
 
-    Weights become fp16, or multiples of their output channel's step (-127 … 127), or entries of their codebook. Steps,
-    entries and all other numbers (biases, normalisation and its statistics) keep 8 significant bits and fp32's range;
-    biases that normalisation takes away again are folded first (`fold_biases`). `fp32` changes nothing.
+    Weights become fp16, or multiples of their output channel's step (-127 … 127), or entries of their codebook; with a
+    codebook, weights too small for what their positions and indices cost become zeros as well. Steps, entries and all
+    other numbers (biases, normalisation and its statistics) keep 8 significant bits and fp32's range; biases that
+    normalisation takes away again are folded first (`fold_biases`). `fp32` changes nothing.
 
     Returns:
         The codebooks' labels, to train the codebooks with; empty for the other kinds.
@@ -92,7 +94,8 @@ def quantise(model: nn.Module, values: Values) -> dict[str, Tensor]:
         if not largest <= (FP16_MAX if values.kind == "fp16" else torch.finfo(torch.float32).max):  # NaN too
             raise InputError(f"{name} has a weight of {largest:g}, which {values} cannot hold.")
     if values.kind == "codebook":
-        labels = {name: _labels(weight, values.bits) for name, weight in weights.items()}
+        rate_weight = RATE_WEIGHT * 0.5 ** max(values.bits - RATE_BITS, 0) * _mean_square(weights.values())
+        labels = {name: _labels(weight, 2**values.bits, rate_weight) for name, weight in weights.items()}
         settle(model, labels)
         return labels
     for weight in weights.values():
@@ -182,17 +185,45 @@ def _int8(weight: Tensor) -> Tensor:
     return (multiples * steps).view(weight.shape)
 
 
-def _labels(weight: Tensor, bits: int) -> Tensor:
-    """Which entry of a codebook of so many bits made for it each value is nearest to, counting bits; -1 for zeros."""
-    flat = weight.detach().reshape(-1).cpu()
-    kept = flat.nonzero().view(-1)
-    labels = torch.full_like(flat, -1, dtype=torch.int64)
-    if len(kept):
-        values = flat[kept].double().numpy()
-        weighting = RATE_WEIGHT * 0.5 ** max(bits - RATE_BITS, 0) * float(np.square(values).mean())
-        _, edges = entropy_constrained_codebook(np.sort(values), 2**bits, weighting)
-        labels[kept] = torch.from_numpy(np.searchsorted(edges, values))
-    return labels.view(weight.shape).to(weight.device)
+def _mean_square(weights: Iterable[Tensor]) -> float:
+    """Of all weights that are not zero; 0 if there are none."""
+    kept = [weight.detach()[weight != 0].double() for weight in weights]
+    count = sum(len(values) for values in kept)
+    return sum(float(values.square().sum()) for values in kept) / count if count else 0.0
+
+
+def _labels(weight: Tensor, entries: int, rate_weight: float) -> Tensor:
+    """Which entry of a codebook made for it each value takes; -1 for zeros and for what is not worth its bits."""
+    flat = weight.detach().reshape(-1).double().cpu().numpy()
+    kept = np.flatnonzero(flat)
+    kept = kept[np.argsort(flat[kept], kind="stable")]
+    labels, index = np.full(len(flat), -1), np.zeros(0, int)
+    for _ in range(DROP_ROUNDS):
+        if not len(kept):
+            break
+        book, edges = entropy_constrained_codebook(flat[kept], entries, rate_weight)
+        index = np.searchsorted(edges, flat[kept])
+        worth = _worth_keeping(flat[kept], book, index, len(flat), rate_weight)
+        if worth.all():
+            break
+        kept, index = kept[worth], index[worth]
+    labels[kept] = index
+    return torch.from_numpy(labels).view(weight.shape).to(weight.device)
+
+
+def _worth_keeping(
+    values: NDArray[np.float64], book: NDArray[np.float64], index: NDArray[np.int64], size: int, rate_weight: float
+) -> NDArray[np.bool_]:
+    """Which values of a tensor of `size` weights do less harm rounded, bits counted, than as zeros.
+
+    A kept weight costs the bits of its index and of its position, a zero those of a zero's: taken from their shares.
+    """
+    bits = -np.log2(np.bincount(index, minlength=len(book)).clip(1) / len(values))
+    density = min(len(values) / size, 1 - 1 / size)
+    position = np.log2((1 - density) / density)
+    rounded = np.square(values - book[index]) + rate_weight * (bits[index] + position)
+    worth: NDArray[np.bool_] = rounded <= np.square(values)
+    return worth
 
 
 def entropy_constrained_codebook(

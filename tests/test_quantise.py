@@ -22,7 +22,8 @@ from netprune.quantise import (
     settle,
     share_gradients,
 )
-from netprune.training import TrainConfig, train
+from netprune.recipes import TrainConfig
+from netprune.training import Held, train
 
 KINDS = ["fp32", "fp16", "int8", "codebook:2", "codebook:4", "codebook:8"]
 
@@ -102,6 +103,26 @@ def test_quantise_to_larger_codebooks_errs_less(tiny_net):
         errors.append((model.res2[0][0].weight - tiny_net.res2[0][0].weight).square().sum().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[2] / 8
+
+
+def test_quantise_to_a_codebook_drops_weights_not_worth_their_bits(tiny_net):
+    flat = tiny_net.res2[0][0].weight.data.view(-1)
+    flat.zero_()
+    flat[::10] = torch.randn(len(flat[::10])).abs() + 1
+    flat[5::50] = 1e-3  # beside the others nothing, but dear: their positions and an entry that few have
+    labels = quantise(tiny_net, Values("codebook", 4))
+    assert (flat[5::50] == 0).all()
+    assert (flat[::10] != 0).all()
+    assert (labels["res2.0.0.weight"].view(-1)[5::50] == -1).all()
+
+
+def test_quantise_to_a_codebook_drops_fewer_weights_with_more_bits(pruned):
+    kept = []
+    for bits in (4, 6, 8):
+        model = copy.deepcopy(pruned)
+        quantise(model, Values("codebook", bits))
+        kept.append(sum(int(weight.count_nonzero()) for weight in prunable_weights(model).values()))
+    assert kept[0] <= kept[1] <= kept[2] <= sum(int(w.count_nonzero()) for w in prunable_weights(pruned).values())
 
 
 def test_quantise_of_an_empty_layer_leaves_it_empty(pruned):
@@ -256,7 +277,7 @@ def test_share_gradients_gives_each_entry_its_mean_and_zeros_none(pruned):
 def test_training_with_labels_moves_entries_and_parts_none(pruned, tiny_dataset):
     labels = quantise(pruned, Values("codebook", 2))
     before = {name: weight.detach().clone() for name, weight in prunable_weights(pruned).items()}
-    train(pruned, tiny_dataset, TrainConfig(epochs=2, batch_size=8), labels=labels)
+    train(pruned, tiny_dataset, TrainConfig(epochs=2, batch_size=8), held=Held(labels=labels))
     settle(pruned, labels)
     for name, weight in prunable_weights(pruned).items():
         assert not weight[labels[name] < 0].any()
