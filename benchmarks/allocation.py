@@ -19,8 +19,9 @@ from benchmarks.setting import Setting, finish, open_setting, parser, print_tabl
 from netprune.allocation import ALLOCATORS, Basis, kept_norm, knapsack
 from netprune.masks import Sparsity
 from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune, pruned_copy
+from netprune.recipes import TrainConfig
 from netprune.scanner import scan
-from netprune.training import TrainConfig, train
+from netprune.training import PRECISIONS, Held, fit_to_device, train
 
 DENSITIES = (0.2, 0.1, 0.05, 0.03, 0.02)
 QUICK_DENSITIES = (0.1, 0.05)
@@ -31,7 +32,7 @@ REFERENCE, AT = "lamp", 0.05
 def finetuned_accuracy(setting: Setting, sparsity: Sparsity, config: TrainConfig) -> float:
     """Validation accuracy, in percent, of a pruned and finetuned copy."""
     model, masks = pruned_copy(setting.model, setting.dataset, sparsity)
-    return 100 * train(model, setting.dataset, config, masks=masks)[-1].val.accuracy
+    return 100 * train(model, setting.dataset, config, held=Held(masks=masks))[-1].val.accuracy
 
 
 def rescanned(setting: Setting, density: float, config: TrainConfig) -> Sparsity:
@@ -47,8 +48,9 @@ def main() -> None:
     configs = [
         config
         for seed in range(options.seeds)
-        if (config := finetune_config(1, batch_size=options.batch_size, seed=seed, precision=options.precision))
+        if (config := finetune_config(1, batch_size=options.batch_size, seed=seed))
     ]
+    configs = [fit_to_device(setting.model, setting.dataset, c, options.precision)[0] for c in configs]
     start = time.perf_counter()
     basis = Basis(model=setting.model, sensitivity=scan(setting.model, setting.dataset))
     print(f"dense scan: {time.perf_counter() - start:.1f} s, {basis.sensitivity.compute if basis.sensitivity else ''}")
@@ -92,7 +94,7 @@ def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--seeds", type=int, default=3, help="finetune seeds (default 3)")
     made.add_argument("--batch-size", type=int, default=256, help="images a step (default 256)")
-    made.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the finetuning (default fp32)")
+    made.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the finetuning (default fp32)")
     made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")
     return made.parse_args()
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from netprune.data import Dataset, load_dataset
 from netprune.models import Architecture, build_model, load_weights, read_state_dict
-from netprune.training import TrainConfig, train
+from netprune.recipes import TrainConfig
+from netprune.training import train
 
 
 @dataclass(frozen=True, slots=True)

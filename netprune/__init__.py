@@ -23,8 +23,9 @@ from netprune.packing import pack as pack
 from netprune.packing import read_packed as read_packed
 from netprune.pruning import PruneConfig as PruneConfig
 from netprune.pruning import prune_candidate as prune_candidate
+from netprune.recipes import TrainConfig as TrainConfig
+from netprune.recipes import recipe as recipe
 from netprune.scanner import ScanConfig as ScanConfig
 from netprune.scanner import scan as scan
 from netprune.size import measure_size as measure_size
-from netprune.training import TrainConfig as TrainConfig
 from netprune.training import train as train

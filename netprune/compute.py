@@ -1,36 +1,41 @@
-"""How a device is used best: number format, memory layout and batch size, chosen by a short measurement."""
+"""How a device is used best: number format, layout, batch size and compilation, chosen by a short measurement."""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
 PROBE_IMAGES = 64
 PROBE_SECONDS = 0.05
 LONGEST_SECONDS = 0.5
+WORTH = 1.05
+"""How many times faster a way must be than a simpler one to be chosen: a result should not hang on noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Compute:
-    """A way of running forward passes."""
+class Format:
+    """Number format and layout of passes."""
 
     bf16: bool = False
     """Autocast to bfloat16: weights and sums stay fp32."""
     channels_last: bool = False
-    batch_size: int = 500
+    compiled: bool = False
+    """Through torch.compile; in training only."""
 
     def __str__(self) -> str:
         number, layout = "bf16" if self.bf16 else "fp32", "channels_last" if self.channels_last else "contiguous"
-        return f"{number}, {layout}, batches of {self.batch_size}"
+        return f"{number}, {layout}{', compiled' if self.compiled else ''}"
 
     def layout(self, value: Tensor) -> Tensor:
-        """`(N, C, H, W)` in the memory format of this way."""
+        """`(N, C, H, W)` in this layout."""
         return value.contiguous(memory_format=self.memory_format)
 
     @property
@@ -46,6 +51,16 @@ class Compute:
         """
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             yield
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compute(Format):
+    """A way of running forward passes."""
+
+    batch_size: int = 500
+
+    def __str__(self) -> str:
+        return f"{Format.__str__(self)}, batches of {self.batch_size}"
 
 
 def choose_compute(model: nn.Module, images: Tensor, *, bf16: bool = True) -> Compute:
@@ -77,12 +92,67 @@ def seconds_per_image(model: nn.Module, images: Tensor, way: Compute) -> float:
     batch = way.layout(images[: way.batch_size])
     model.to(memory_format=way.memory_format)
     with way.active(batch.device):
-        run = _timer(lambda: model(batch), batch.device)
-        first = run()
-        times = [run()]
-        while first + sum(times) < PROBE_SECONDS and len(times) < 5:
-            times.append(run())
-    return min(times) / len(batch)
+        return _least_seconds(lambda: model(batch), batch.device) / len(batch)
+
+
+def choose_format(model: nn.Module, images: Tensor, labels: Tensor, *, bf16: bool = True) -> tuple[Format, float]:
+    """The fastest format of training `model` on this device, and its seconds an image; takes a few seconds at most.
+
+    Plain fp32 unless another one is 1.05 times as fast. Compilation, which takes a minute to try, is left to
+    `compiled_if_faster`.
+
+    Args:
+        model: left alone: copies are timed, in train mode, forward and backward.
+        images: normalised, `(N, C, H, W)`, on the model's device; a batch as it will be trained on.
+        labels: int64 `(N,)`.
+        bf16: whether bfloat16 may be chosen.
+    """
+    rough = training_seconds(model, images[:4], labels[:4], Format())
+    count = max(4, min(len(images), int(LONGEST_SECONDS / rough)))
+    forms = [Format(bf16=b, channels_last=c) for b in dict.fromkeys((False, bf16)) for c in (False, True)]
+    seconds = {form: training_seconds(model, images[:count], labels[:count], form) for form in forms}
+    found = min(seconds, key=lambda form: seconds[form] * (1 if form == Format() else WORTH))
+    return found, seconds[found]
+
+
+def compiled_if_faster(model: nn.Module, images: Tensor, labels: Tensor, form: Format) -> Format:
+    """`form` through torch.compile if that is 1.05 times as fast, else `form`; a minute, or what compiling takes.
+
+    A device or machine on which nothing can be compiled (no compiler, say) keeps `form`.
+    """
+    compiled = replace(form, compiled=True)
+    try:
+        faster = training_seconds(model, images, labels, compiled) * WORTH < training_seconds(
+            model, images, labels, form
+        )
+    except Exception:  # the compiler's own errors are many, and none is the user's
+        return form
+    return compiled if faster else form
+
+
+def training_seconds(model: nn.Module, images: Tensor, labels: Tensor, form: Format) -> float:
+    """Seconds an image of forward and backward passes of a copy of `model`; the least of a few."""
+    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+        probe = copy.deepcopy(model).train().to(memory_format=form.memory_format)
+        run = torch.compile(probe) if form.compiled else probe
+        batch = form.layout(images)
+
+        def step() -> None:
+            with form.active(batch.device):
+                loss = F.cross_entropy(run(batch), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+
+        return _least_seconds(step, batch.device) / len(batch)
+
+
+def _least_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The first run warms up and does not count, but for the time that all may take."""
+    run = _timer(work, device)
+    first = run()
+    times = [run()]
+    while first + sum(times) < PROBE_SECONDS and len(times) < 5:
+        times.append(run())
+    return min(times)
 
 
 def _timer(work: Callable[[], object], device: torch.device) -> Callable[[], float]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from netprune.errors import InputError
-from netprune.image_folder import LabelledImages, read_image_folder
+from netprune.image_folder import MEMORY_SHARE, LabelledImages, free_memory, read_image_folder
 
 SPLIT_SEED = 0
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -30,16 +30,34 @@ class Split:
     """Images and their classes."""
 
     images: Tensor
-    """uint8, `(N, 3, H, W)`, RGB."""
+    """uint8, `(N, 3, H, W)`, RGB; of a streamed split, what `rows` points into."""
     labels: Tensor
     """int64, `(N,)`, in `[0, classes)`."""
+    rows: Tensor | None = None
+    """int64 `(N,)`: which of `images` these are; None for all, in order. Only a streamed split has them."""
+    streamed: bool = False
+    """The images do not fit on the labels' device: they are on the CPU, maybe in a file, and are read in batches."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device) -> Split:
-        """The same split on another device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        """The same split on another device, the images too unless they are streamed."""
+        images = self.images if self.streamed else self.images.to(device)
+        return dataclasses.replace(self, images=images, labels=self.labels.to(device))
+
+    def take(self, index: Tensor) -> Split:
+        """The images at `index`, int64 `(M,)`; streamed if this split is."""
+        if self.streamed:
+            rows = index.cpu() if self.rows is None else self.rows[index.cpu()]
+            return dataclasses.replace(self, labels=self.labels[index], rows=rows)
+        return Split(self.images[index], self.labels[index])
+
+    def first(self, count: int) -> Split:
+        """The first `count` images, on the device of the labels."""
+        count = min(count, len(self))
+        images = self.images[:count] if self.rows is None else self.images[self.rows[:count]]
+        return Split(images.to(self.labels.device), self.labels[:count])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,15 +79,17 @@ class Dataset:
     """Whether a mirrored image is still of its class (a mirrored digit is not)."""
 
     def to(self, device: torch.device) -> Dataset:
-        """The same data set with every split on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
-        return Dataset(name=self.name, classes=self.classes, mean=self.mean, std=self.std, flip=self.flip, **moved)
+        """The same data set with every split on `device`; a training split that does not fit there is streamed."""
+        train = self.train
+        if not train.streamed and not fits(train.images, device):
+            train = dataclasses.replace(train, streamed=True)
+        return dataclasses.replace(self, train=train.to(device), val=self.val.to(device), test=self.test.to(device))
 
     def part(self, share: float, *, seed: int) -> Dataset:
         """The same data set with `share` of the training images, in (0, 1], chosen at random by `seed`."""
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         chosen = order[: max(round(share * len(order)), 1)].to(self.train.labels.device)
-        return dataclasses.replace(self, train=Split(self.train.images[chosen], self.train.labels[chosen]))
+        return dataclasses.replace(self, train=self.train.take(chosen))
 
     def val_digest(self) -> str:
         """SHA-256 (hex) of the validation images and labels: what a scan was measured on."""
@@ -77,6 +97,13 @@ class Dataset:
         for tensor in (self.val.images, self.val.labels):
             sha.update(tensor.cpu().numpy().tobytes())
         return sha.hexdigest()
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether moving `images` to `device` leaves half of its free memory free; what is there already fits."""
+    if images.device == device:
+        return True
+    return images.nbytes <= MEMORY_SHARE * free_memory(device)
 
 
 def split_indices(count: int, *fractions: float) -> list[Tensor]:
@@ -129,8 +156,9 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
 def _held_out(
     name: str, pool: Split, val: float, test: float, *, classes: tuple[str, ...], flip: bool = True
 ) -> Dataset:
-    parts = [Split(pool.images[index], pool.labels[index]) for index in split_indices(len(pool), val, test)]
-    return Dataset(name=name, val=parts[0], test=parts[1], train=parts[2], classes=classes, flip=flip)
+    parts = [pool.take(index) for index in split_indices(len(pool), val, test)]
+    held = [part.first(len(part)) for part in parts[:2]]
+    return Dataset(name=name, val=held[0], test=held[1], train=parts[2], classes=classes, flip=flip)
 
 
 def _digits(_: Path) -> Dataset:
@@ -161,8 +189,8 @@ def _cifar10(data_dir: Path) -> Dataset:
     val, rest = split_indices(len(pool), 0.1)
     return Dataset(
         name="cifar10",
-        train=Split(pool.images[rest], pool.labels[rest]),
-        val=Split(pool.images[val], pool.labels[val]),
+        train=pool.take(rest),
+        val=pool.take(val),
         test=held,
         classes=CIFAR10_CLASSES,
     )
@@ -219,15 +247,15 @@ def _image_folder(folder: Path, data_dir: Path) -> Dataset:
     val, rest = split_indices(len(pool), 0.1)
     return Dataset(
         name=name,
-        train=Split(pool.images[rest], pool.labels[rest]),
-        val=Split(pool.images[val], pool.labels[val]),
-        test=_as_split(test),
+        train=pool.take(rest),
+        val=pool.take(val).first(len(val)),
+        test=_as_split(test).first(len(test.labels)),
         classes=classes,
     )
 
 
 def _as_split(found: LabelledImages) -> Split:
-    return Split(found.images, found.labels)
+    return Split(found.images, found.labels, streamed=found.on_disk)
 
 
 DATASETS: dict[str, Callable[[Path], Dataset]] = {"cifar10": _cifar10, "digits": _digits}

@@ -44,23 +44,31 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def image_losses(model: nn.Module, split: Split, dataset: Dataset) -> tuple[Tensor, Tensor]:
+def image_losses(model: nn.Module, split: Split, dataset: Dataset, *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each image, float32 `(N,)`, and whether it is classified right, bool `(N,)`.
 
     Batches are of a fixed size, so the same network and split give the same bits every time on one device.
+
+    Args:
+        model: evaluated in eval mode; its own mode is kept.
+        split: of `dataset`.
+        dataset: normalises the images.
+        mirrored: show each image mirrored too, and go by the mean of the two outputs.
     """
     losses, right = [], []
     with eval_mode(model):
         for images, labels in eval_batches(split, dataset, EVAL_BATCH):
             logits = model(images)
+            if mirrored:
+                logits = (logits + model(images.flip(3))) / 2
             losses.append(F.cross_entropy(logits, labels, reduction="none"))
             right.append(logits.argmax(1) == labels)
     return torch.cat(losses), torch.cat(right)
 
 
-def evaluate(model: nn.Module, split: Split, dataset: Dataset) -> Evaluation:
-    """Loss and accuracy of `model` on one split of `dataset`, in eval mode; the model's own mode is kept."""
-    return summarise(*image_losses(model, split, dataset))
+def evaluate(model: nn.Module, split: Split, dataset: Dataset, *, mirrored: bool = False) -> Evaluation:
+    """Loss and accuracy of `model` on one split of `dataset`. See `image_losses` for the arguments."""
+    return summarise(*image_losses(model, split, dataset, mirrored=mirrored))
 
 
 def summarise(losses: Tensor, right: Tensor) -> Evaluation:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from netprune.data import Dataset
-from netprune.loader import normalise
+from netprune.loader import eval_batches
 from netprune.models import prunable_weights
 from netprune.saliency import Gradients, Saliency, needs_gradient
 
@@ -28,10 +28,10 @@ def loss_gradients(model: nn.Module, dataset: Dataset, images: int = IMAGES) -> 
     probe = copy.deepcopy(model).eval()
     weights = prunable_weights(probe)
     probe.requires_grad_(True).zero_grad(set_to_none=True)
-    shown, labels = dataset.train.images[:images], dataset.train.labels[:images]
+    split = dataset.train.first(images)
     with torch.enable_grad():
-        for batch, wanted in zip(torch.split(shown, BATCH), torch.split(labels, BATCH), strict=True):
-            loss = F.cross_entropy(probe(normalise(batch, dataset)), wanted, reduction="sum") / len(labels)
+        for batch, wanted in eval_batches(split, dataset, BATCH):
+            loss = F.cross_entropy(probe(batch), wanted, reduction="sum") / len(split)
             loss.backward()  # type: ignore[no-untyped-call]
     return {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in weights.items()}
 

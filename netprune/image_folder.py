@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from netprune.errors import InputError
 
 IMAGE_SIZE = 32
+DECODED_AT_ONCE = 4096
+MEMORY_SHARE = 0.5
+"""Of what is free, that images may take."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -32,13 +34,23 @@ class LabelledImages:
     """int64, `(N,)`: index into `classes`."""
     classes: tuple[str, ...]
     """Folder names, sorted."""
+    on_disk: bool = False
+    """The images stay in the cache's file, and are read from there as they are used: they would fill the memory."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
 
 
 def read_image_folder(folder: Path, cache_dir: Path) -> LabelledImages:
     """Decode every image below `folder`, or take the tensors kept from the last time.
 
     Images that are not 32×32 are scaled (shorter side to 32) and cropped at the centre. The cache in `cache_dir` is
-    keyed by every file's path, size and time of change, so a changed folder is decoded again.
+    keyed by every file's path, size and time of change, so a changed folder is decoded again. Decoding takes little
+    memory, however many images there are; images that would take more than half of what is free stay on disk.
 
     Raises:
         InputError: if there are fewer than two classes, a class has no image, or an image cannot be decoded
@@ -47,14 +59,16 @@ def read_image_folder(folder: Path, cache_dir: Path) -> LabelledImages:
     paths, classes = _list_images(folder)
     stamps = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     key = hashlib.sha256(json.dumps([str(folder.resolve()), IMAGE_SIZE, stamps]).encode()).hexdigest()[:24]
-    cache = cache_dir / f"images-{key}.safetensors"
-    images = _from_cache(cache, len(paths))
-    if images is None:
-        images = _decode(paths)
-        _to_cache(cache, images)
+    cache = cache_dir / f"images-{key}.npy"
+    stored = _from_cache(cache, len(paths))
+    if stored is None:
+        _decode(paths, cache)
+        stored = np.load(cache, mmap_mode="c")
+    on_disk = stored.nbytes > MEMORY_SHARE * free_memory(torch.device("cpu"))
+    images = torch.from_numpy(stored if on_disk else np.array(stored))
     index = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([index[path.relative_to(folder).parts[0]] for path in paths])
-    return LabelledImages(images, labels, classes)
+    return LabelledImages(images, labels, classes, on_disk)
 
 
 def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -70,11 +84,24 @@ def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     return sorted((path for paths in found.values() for path in paths), key=str), classes
 
 
-def _decode(paths: list[Path]) -> Tensor:
-    # PIL lets go of the interpreter's lock while it decodes, so threads help
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        arrays = list(pool.map(_decode_one, paths, chunksize=256))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+def _decode(paths: list[Path], cache: Path) -> None:
+    """Decode into the cache's file, whole or not at all, a few thousand images at a time."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, IMAGE_SIZE, IMAGE_SIZE)}
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".decoding-") as scratch:
+            # written, not mapped: a full disk is then an error, and no signal that ends the process
+            with (Path(scratch) / cache.name).open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(paths), DECODED_AT_ONCE):
+                    # PIL lets go of the interpreter's lock while it decodes, so threads help
+                    decoded = np.stack(list(pool.map(_decode_one, paths[start : start + DECODED_AT_ONCE])))
+                    file.write(decoded.transpose(0, 3, 1, 2).tobytes())
+            os.replace(Path(scratch) / cache.name, cache)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep decoded images in {cache.parent} ({error.strerror}): choose another data_dir."
+        ) from None
 
 
 def _decode_one(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -89,24 +116,11 @@ def _decode_one(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.asarray(image if image.size == size else ImageOps.fit(image, size, Image.Resampling.BILINEAR))
 
 
-def _from_cache(cache: Path, count: int) -> Tensor | None:
+def _from_cache(cache: Path, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
     if not cache.exists():
         return None
     try:
-        with safe_open(cache, framework="pt") as file:
-            images: Tensor = file.get_tensor("images")
-    except (SafetensorError, OSError):
+        images = np.load(cache, mmap_mode="c")
+    except (ValueError, OSError, EOFError):
         return None  # a damaged cache is decoded anew and replaced
-    return images if len(images) == count else None
-
-
-def _to_cache(cache: Path, images: Tensor) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".decoding-") as scratch:
-            save_file({"images": images}, Path(scratch) / cache.name)
-            os.replace(Path(scratch) / cache.name, cache)
-    except OSError as error:
-        raise InputError(
-            f"cannot keep decoded images in {cache.parent} ({error.strerror}): choose another data_dir."
-        ) from None
+    return images if images.shape == (count, 3, IMAGE_SIZE, IMAGE_SIZE) and images.dtype == np.uint8 else None

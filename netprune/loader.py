@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netprune.data import Dataset, Split
+from netprune.streaming import streamed_batches
 
 CROP_PADDING = 4
 
@@ -20,26 +21,40 @@ def normalise(images: Tensor, dataset: Dataset) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def train_batches(dataset: Dataset, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def train_batches(
+    dataset: Dataset, batch_size: int, generator: torch.Generator, *, flips: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch over the training split in random order, each image cropped and maybe flipped in its own way.
 
-    There are `steps_per_epoch` batches; the last may be smaller.
+    There are `steps_per_epoch` batches; the last may be smaller. A split that is too large for its device is streamed
+    (`streaming.streamed_batches`); its crops differ from these for the same generator.
 
     Args:
         dataset: on any device.
         batch_size: images a batch; the last batch holds what is left.
         generator: a CPU generator; the order, crops and flips come from it alone.
+        flips: bool `(N,)`, which images are mirrored; by default each with probability one half. Heeded only where the
+            data set may be mirrored.
 
     Yields:
         float32 images `(B, 3, H, W)`, normalised, and int64 labels `(B,)`.
     """
-    split = dataset.train
-    order = torch.randperm(len(split), generator=generator)
-    for batch in torch.split(order, batch_size)[: steps_per_epoch(len(order), batch_size)]:
-        index = batch.to(split.images.device)
-        images = random_crop(split.images[index], CROP_PADDING, generator)
-        if dataset.flip:
-            images = random_flip(images, generator)
+    split, count = dataset.train, len(dataset.train)
+    order = torch.randperm(count, generator=generator)
+    if flips is None:
+        flips = torch.rand(count, generator=generator) < 0.5
+    flips = flips if dataset.flip else torch.zeros(count, dtype=torch.bool)
+    batches = torch.split(order, batch_size)[: steps_per_epoch(count, batch_size)]
+    if split.streamed:
+        yield from streamed_batches(dataset, batches, flips, CROP_PADDING, generator)
+        return
+    # drawn for the whole epoch, so that a GPU is not waited for in every step
+    device = split.images.device
+    offsets = torch.randint(0, 2 * CROP_PADDING + 1, (2, count), generator=generator).to(device)
+    flips, order = flips.to(device), order.to(device)
+    for index in torch.split(order, batch_size)[: len(batches)]:
+        images = crop(split.images[index], CROP_PADDING, *offsets[:, index])
+        images = torch.where(flips[index][:, None, None, None], images.flip(3), images)
         yield normalise(images, dataset), split.labels[index]
 
 
@@ -63,18 +78,15 @@ def eval_batches(split: Split, dataset: Dataset, batch_size: int) -> Iterator[tu
         yield normalise(images, dataset), labels
 
 
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad by reflection, then cut each image out at an offset of its own. Shape and type stay."""
-    count, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4, mode="reflect")
-    tops, lefts = torch.randint(0, 2 * padding + 1, (2, count), generator=generator).to(images.device)
-    rows = (tops[:, None] + torch.arange(height, device=images.device))[:, None, :, None]
-    columns = (lefts[:, None] + torch.arange(width, device=images.device))[:, None, None, :]
-    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return padded[torch.arange(count, device=images.device)[:, None, None, None], channels, rows, columns]
+def crop(images: Tensor, padding: int, tops: Tensor, lefts: Tensor) -> Tensor:
+    """Pad by reflection, then cut each image out at its own offset. Shape and type stay.
 
-
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability one half."""
-    chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
-    return torch.where(chosen[:, None, None, None], images.flip(3), images)
+    Args:
+        images: `(N, C, H, W)`.
+        padding: pixels on each side.
+        tops: int64 `(N,)`, in `[0, 2 * padding]`; `padding` is where the image was.
+        lefts: the same, from the left.
+    """
+    _, _, height, width = images.shape
+    windows = F.pad(images, (padding,) * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, tops, lefts]

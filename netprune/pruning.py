@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from torch import nn
 
@@ -19,9 +18,10 @@ from netprune.loader import steps_per_epoch
 from netprune.masks import Masks, Sparsity, apply_masks, make_masks, measured_sparsity
 from netprune.packing import PackedHeader, pack, unpack
 from netprune.quantise import Values, quantise, settle
+from netprune.recipes import TrainConfig
 from netprune.saliency import find_saliency
 from netprune.size import measure_size
-from netprune.training import OnEpoch, OnStep, TrainConfig, train
+from netprune.training import NOBODY, Callbacks, Held, train
 
 CODEBOOK_SHARE, CODEBOOK_STEPS, CODEBOOK_LR = 0.25, 40, 0.002
 
@@ -64,15 +64,13 @@ class PruneResult:
     """Stage → wall-clock seconds."""
 
 
-def finetune_config(
-    epochs: int, *, batch_size: int = 256, seed: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
-) -> TrainConfig | None:
+def finetune_config(epochs: int, *, batch_size: int = 256, seed: int = 0) -> TrainConfig | None:
     """The finetune recipe: one cycle of the training recipe, in full. None for zero epochs.
 
     A lower peak recovers less in a single epoch: `net10_w16.pt` at 10 % density (global magnitude) came to 79.1, 80.2,
     80.7 and 80.9 % validation accuracy at peaks of 0.001, 0.002, 0.004 and 0.01 (README, results log).
     """
-    return TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed, precision=precision) if epochs else None
+    return TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed) if epochs else None
 
 
 def pruned_copy(
@@ -91,7 +89,7 @@ def pruned_copy(
 
 
 def prune_and_finetune(
-    dense: nn.Module, dataset: Dataset, sparsity: Sparsity, config: PruneConfig, *, on_step: OnStep | None = None
+    dense: nn.Module, dataset: Dataset, sparsity: Sparsity, config: PruneConfig, *, callbacks: Callbacks = NOBODY
 ) -> nn.Module:
     """A copy of `dense`, pruned and finetuned: also what to scan for the sensitivity of what is left.
 
@@ -103,7 +101,7 @@ def prune_and_finetune(
     """
     model, masks = pruned_copy(dense, dataset, sparsity, config.saliency)
     if config.finetune is not None:
-        train(model, dataset, config.finetune, masks=masks, on_step=on_step)
+        train(model, dataset, config.finetune, held=Held(masks=masks, teacher=dense), callbacks=callbacks)
     return model
 
 
@@ -114,8 +112,7 @@ def prune_candidate(
     sparsity: Sparsity,
     config: PruneConfig,
     *,
-    on_epoch: OnEpoch | None = None,
-    on_step: OnStep | None = None,
+    callbacks: Callbacks = NOBODY,
 ) -> tuple[PruneResult, bytes]:
     """Prune a copy of `dense`, finetune it with the masks held, quantise, pack, and evaluate the file as it loads.
 
@@ -125,8 +122,7 @@ def prune_candidate(
         header: of the packed file.
         sparsity: layers that it does not name stay dense.
         config: see `PruneConfig`.
-        on_epoch: see `training.OnEpoch`.
-        on_step: see `training.OnStep`.
+        callbacks: of the finetuning.
 
     Returns:
         The result and the packed file's bytes.
@@ -143,9 +139,9 @@ def prune_candidate(
         one_shot = evaluate(model, dataset.val, dataset)
     if config.finetune is not None:
         with _timed(seconds, "finetune"):
-            train(model, dataset, config.finetune, masks=masks, on_epoch=on_epoch, on_step=on_step)
+            train(model, dataset, config.finetune, held=Held(masks=masks, teacher=dense), callbacks=callbacks)
     with _timed(seconds, "quantise"):
-        quantise_and_train(model, dataset, config)
+        quantise_and_train(model, dataset, config, dense)
     with _timed(seconds, "pack"):
         data = pack(model, header)
         shipped = unpack(data).model.to(device)
@@ -167,7 +163,9 @@ def prune_candidate(
     return result, data
 
 
-def quantise_and_train(model: nn.Module, dataset: Dataset, config: PruneConfig) -> None:
+def quantise_and_train(
+    model: nn.Module, dataset: Dataset, config: PruneConfig, teacher: nn.Module | None = None
+) -> None:
     """Round `model` in place to what its file will hold; a codebook is then trained, unless nothing is.
 
     A quarter of an epoch at a low peak brings a 4-bit codebook back to what fp32 values had (README, results log).
@@ -181,7 +179,8 @@ def quantise_and_train(model: nn.Module, dataset: Dataset, config: PruneConfig) 
         part = dataset.part(CODEBOOK_SHARE, seed=config.finetune.seed)
     else:
         epochs = math.ceil(CODEBOOK_STEPS / steps)
-    train(model, part, replace(config.finetune, epochs=epochs, max_lr=CODEBOOK_LR), labels=labels)
+    recipe = replace(config.finetune, epochs=epochs, max_lr=CODEBOOK_LR)
+    train(model, part, recipe, held=Held(labels=labels, teacher=teacher))
     settle(model, labels)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from netprune.compute import Compute, choose_compute
-from netprune.data import Dataset, Split
+from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.evaluation import EVAL_BATCH, image_losses, standard_error, summarise
 from netprune.gradients import gradients_for
@@ -288,7 +288,7 @@ class _Scanner:
         halved = copy.deepcopy(self.runner.model)
         for weight in prunable_weights(halved).values():
             weight.masked_fill_(prune_order(magnitude(weight)) < pruned_count(weight.numel(), 0.5), 0.0)
-        split = Split(self.dataset.val.images[:CHECK_IMAGES], self.dataset.val.labels[:CHECK_IMAGES])
+        split = self.dataset.val.first(CHECK_IMAGES)
         for model in (self.runner.model, halved):
             plain = summarise(*image_losses(model, split, self.dataset))
             with way.active(split.labels.device):

@@ -6,58 +6,28 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from netprune.compute import Compute
+from netprune.compute import PROBE_IMAGES, Format, choose_format, compiled_if_faster, training_seconds
 from netprune.data import Dataset
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.loader import normalise, steps_per_epoch, train_batches
 from netprune.masks import Masks, apply_masks
+from netprune.optimizers import make_optimizer, make_schedule
 from netprune.quantise import Labels, share_gradients
+from netprune.recipes import TrainConfig
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """The source document's recipe: Adam, one cycle, clipped gradients. The defaults are its figures.
-
-    Raises:
-        InputError: naming the option and its range.
-    """
-
-    epochs: int = 20
-    """Passes over the training split, at least 1."""
-    batch_size: int = 256
-    """Images a step, at least 2 (batch normalisation needs two)."""
-    max_lr: float = 0.01
-    """Peak of the one-cycle learning rate, above 0."""
-    weight_decay: float = 1e-4
-    """Added to the gradient as a multiple of the weight (Adam's L2 form), at least 0."""
-    grad_clip: float = 0.1
-    """Each gradient value is clipped to ± this, above 0."""
-    seed: int = 0
-    """Order, crops, flips and dropout."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16`: forward passes of training in bfloat16 autocast and channels_last; weights, optimiser and validation stay
-    fp32. Much faster where the processor has matrix units for it, much slower where it has not."""
-
-    def __post_init__(self) -> None:
-        rules = {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 2, "at least 2"),
-            "max_lr": (0 < self.max_lr < math.inf, "above 0"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
-            "grad_clip": (self.grad_clip > 0, "above 0"),
-            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}.")
+TEMPERATURE = 4.0
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS = get_args(Precision)
+COMPILE_AFTER_SECONDS = 30 * 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,13 +44,40 @@ class EpochResult:
     seconds: float
     """Training alone, without validation."""
 
+    images_per_second: float
+    """Training alone."""
+
 
 Snapshot = dict[str, Any]
-"""All that `train` needs to go on: tensors, numbers and lists only, so `torch.load(weights_only=True)` reads it."""
+"""All that `train` needs to go on: tensors, numbers and lists only, so `torch.load(weights_only=True)` reads it. Under
+`model` is the state dict of the network that was validated."""
 OnEpoch = Callable[[EpochResult, Callable[[], Snapshot]], None]
 """Called after each epoch's validation; the second argument makes a snapshot when it is asked to."""
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps in all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Callbacks:
+    """Who is told how far a training is."""
+
+    on_epoch: OnEpoch | None = None
+    on_step: OnStep | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """What a finetuning holds on to."""
+
+    masks: Masks = field(default_factory=dict)
+    """Weights outside them are held at zero after every step, so the sparsity stays exact."""
+    labels: Labels = field(default_factory=dict)
+    """Of codebooks: weights that share an entry go on sharing it."""
+    teacher: nn.Module | None = None
+    """The network whose outputs a recipe with distillation goes by; left alone."""
+
+
+NOTHING, NOBODY = Held(), Callbacks()
 
 
 def train(
@@ -88,22 +85,18 @@ def train(
     dataset: Dataset,
     config: TrainConfig,
     *,
-    masks: Masks | None = None,
-    labels: Labels | None = None,
-    on_epoch: OnEpoch | None = None,
-    on_step: OnStep | None = None,
+    held: Held = NOTHING,
+    callbacks: Callbacks = NOBODY,
     resume: Mapping[str, Any] | None = None,
 ) -> list[EpochResult]:
     """Train `model` in place, on the device that holds it and `dataset`.
 
     Args:
-        model: left in the state of the last epoch, in train mode.
+        model: left in the state of the last epoch (the averaged one, if the recipe averages), in train mode.
         dataset: its training split is learned, its validation split evaluated after each epoch.
         config: the recipe.
-        masks: weights outside them are held at zero after every step, so the sparsity stays exact.
-        labels: of codebooks: weights that share an entry go on sharing it.
-        on_epoch: see `OnEpoch`.
-        on_step: see `OnStep`.
+        held: see `Held`.
+        callbacks: see `Callbacks`.
         resume: a snapshot of an earlier `train` with the same arguments; the result equals the uninterrupted one's.
 
     Returns:
@@ -111,75 +104,105 @@ def train(
 
     Raises:
         DivergedError: if the loss becomes infinite or not a number.
-        InputError: if there are fewer than two training images.
+        InputError: if there are fewer than two training images, or a teacher is missing.
     """
     if len(dataset.train) < 2:
         raise InputError(f"{dataset.name} has {len(dataset.train)} training images; training needs at least 2.")
+    if config.distillation and held.teacher is None:
+        raise InputError(f"distillation is {config.distillation}, and there is no teacher to learn from.")
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        loop = _Loop(model, dataset, config, masks or {}, labels or {})
+        loop = _Loop(model, dataset, config, held)
         if resume is not None:
             loop.restore(resume)
         results = []
         while loop.epochs_done < config.epochs:
-            results.append(loop.epoch(on_step))
-            if on_epoch is not None:
-                on_epoch(results[-1], loop.snapshot)
+            results.append(loop.epoch(callbacks.on_step))
+            if callbacks.on_epoch is not None:
+                callbacks.on_epoch(results[-1], loop.snapshot)
+        if loop.average is not None:
+            model.load_state_dict(loop.average.module.state_dict())
     return results
 
 
-def seconds_per_epoch(model: nn.Module, dataset: Dataset) -> float:
-    """About how long one epoch will take, from a few forward and backward passes of a copy; seconds of work at most.
+def fit_to_device(
+    model: nn.Module, dataset: Dataset, config: TrainConfig, precision: Precision = "auto"
+) -> tuple[TrainConfig, float]:
+    """The recipe in the format that is fastest for this network on its device, and about how long an epoch will take.
 
-    Batches grow from 16 images to 256 until one takes half a second: slow networks are known from the smallest.
+    A measurement of a few seconds; where the training takes over half an hour, compilation is tried as well, which
+    takes a minute.
+
+    Args:
+        model: left alone.
+        dataset: a batch of its training images is taken.
+        config: the recipe; its own format is not heeded.
+        precision: `fp32` or `bf16` leave only the layout to be chosen (bf16 is always channels_last: the other is
+            slower than fp32).
+
+    Returns:
+        The recipe, and seconds an epoch.
+
+    Raises:
+        InputError: for an unknown precision.
     """
-    probe = copy.deepcopy(model).train()
-    images = normalise(dataset.train.images[:256], dataset)
-    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
-        F.cross_entropy(probe(images[:16]), dataset.train.labels[:16]).backward()  # type: ignore[no-untyped-call]
-        for count in (16, 64, 256):
-            start = time.perf_counter()
-            F.cross_entropy(probe(images[:count]), dataset.train.labels[:count]).backward()  # type: ignore[no-untyped-call]
-            if images.device.type == "cuda":
-                torch.cuda.synchronize(images.device)
-            seconds = time.perf_counter() - start
-            if seconds > 0.5:
-                break
-    return seconds / min(count, len(images)) * len(dataset.train)
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
+    split = dataset.train.first(config.batch_size)
+    images = normalise(split.images, dataset)
+    if precision == "bf16":
+        found = Format(bf16=True, channels_last=True)
+        seconds = training_seconds(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
+    else:
+        found, seconds = choose_format(model, images, split.labels, bf16=precision == "auto")
+    seconds *= len(dataset.train)
+    if seconds * config.epochs > COMPILE_AFTER_SECONDS:
+        found = compiled_if_faster(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
+    return replace(config, format=found), seconds
 
 
 class _Loop:
     """The moving parts of one training."""
 
-    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, masks: Masks, labels: Labels) -> None:
-        self.model, self.dataset, self.config, self.masks, self.labels = model, dataset, config, masks, labels
+    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, held: Held) -> None:
+        self.model, self.dataset, self.config, self.held = model, dataset, config, held
         self.epochs_done, self.learning_rate = 0, 0.0
-        bf16 = config.precision == "bf16"
-        self.compute = Compute(bf16=bf16, channels_last=bf16, batch_size=config.batch_size)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay)
+        self.optimizer = make_optimizer(model, config)
         self.steps = steps_per_epoch(len(dataset.train), config.batch_size)
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=config.max_lr, epochs=config.epochs, steps_per_epoch=self.steps
-        )
+        self.scheduler = make_schedule(self.optimizer, config, config.epochs * self.steps)
+        self.run = torch.compile(model) if config.format.compiled else model
+        # the first epoch's mirrored images where flips alternate: a draw of its own, so that resuming needs no state
+        own = torch.Generator().manual_seed(config.seed)
+        self.mirrored = torch.rand(len(dataset.train), generator=own) < 0.5
+        self.average = None
+        if config.ema:
+            average_by = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(model, multi_avg_fn=average_by, use_buffers=True)
+        self.teacher = copy.deepcopy(held.teacher).eval() if held.teacher is not None and config.distillation else None
+
+    @property
+    def validated(self) -> nn.Module:
+        """The network that counts: the average, if there is one."""
+        return self.model if self.average is None else self.average.module
 
     def epoch(self, on_step: OnStep | None) -> EpochResult:
         start = time.perf_counter()
+        self._lay_out(self.config.format.memory_format)
         self.model.train()
-        self.model.to(memory_format=self.compute.memory_format)
+        flips = self.mirrored ^ bool(self.epochs_done % 2) if self.config.alternating_flip else None
+        batches = train_batches(self.dataset, self.config.batch_size, self.generator, flips=flips)
         total = torch.zeros((), device=next(self.model.parameters()).device)
-        batches = train_batches(self.dataset, self.config.batch_size, self.generator)
         for step, (images, labels) in enumerate(batches, start=1):
-            with self.compute.active(images.device):
-                loss = F.cross_entropy(self.model(self.compute.layout(images)), labels)
+            loss = self._loss(self.config.format.layout(images), labels)
             self._step(loss)
             total += loss.detach()
             if on_step is not None:
                 on_step(self.epochs_done * self.steps + step, self.config.epochs * self.steps)
         train_loss, seconds = total.item() / self.steps, time.perf_counter() - start
-        self.model.to(memory_format=torch.contiguous_format)
-        val = evaluate(self.model, self.dataset.val, self.dataset)
+        self._lay_out(torch.contiguous_format)
+        val = evaluate(self.validated, self.dataset.val, self.dataset)
         self.epochs_done += 1
         if not (math.isfinite(train_loss) and math.isfinite(val.loss)):
             raise DivergedError(
@@ -192,23 +215,44 @@ class _Loop:
             val=val,
             learning_rate=self.learning_rate,
             seconds=seconds,
+            images_per_second=min(self.steps * self.config.batch_size, len(self.dataset.train)) / seconds,
         )
 
-    def _step(self, loss: torch.Tensor) -> None:
+    def _lay_out(self, memory_format: torch.memory_format) -> None:
+        for network in (self.model, self.teacher):
+            if network is not None:
+                network.to(memory_format=memory_format)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with self.config.format.active(images.device):
+            logits = self.run(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+            if self.teacher is None:
+                return loss
+            with torch.no_grad():
+                wanted = self.teacher(images)
+            return torch.lerp(loss, distillation_loss(logits, wanted), self.config.distillation)
+
+    def _step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        share_gradients(self.model, self.labels)
-        nn.utils.clip_grad_value_(self.model.parameters(), self.config.grad_clip)
+        share_gradients(self.model, self.held.labels)
+        if math.isfinite(self.config.grad_clip):
+            nn.utils.clip_grad_value_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
-        apply_masks(self.model, self.masks)
+        apply_masks(self.model, self.held.masks)
         self.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def snapshot(self) -> Snapshot:
         device = next(self.model.parameters()).device
+        # copies: the next step changes the tensors themselves
         return {
-            # copies: the next step changes the tensors themselves
-            "model": copy.deepcopy(self.model.state_dict()),
+            "model": copy.deepcopy(self.validated.state_dict()),
+            "live": copy.deepcopy(self.model.state_dict()) if self.average is not None else None,
+            "averaged": int(self.average.n_averaged) if self.average is not None else 0,
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "scheduler": self.scheduler.state_dict(),
             "epochs_done": self.epochs_done,
@@ -218,7 +262,10 @@ class _Loop:
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(snapshot["model"])
+        self.model.load_state_dict(snapshot["model"] if snapshot["live"] is None else snapshot["live"])
+        if self.average is not None:
+            self.average.module.load_state_dict(snapshot["model"])
+            self.average.n_averaged.fill_(snapshot["averaged"])
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.scheduler.load_state_dict(snapshot["scheduler"])
         self.epochs_done = snapshot["epochs_done"]
@@ -226,3 +273,16 @@ class _Loop:
         torch.set_rng_state(snapshot["torch_state"])
         if snapshot["cuda_state"] is not None:
             torch.cuda.set_rng_state(snapshot["cuda_state"])
+
+
+def distillation_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """How far outputs are from a teacher's, in nats: T² KL(softmax(wanted / T) ‖ softmax(logits / T)), T = 4.
+
+    Hinton, Vinyals & Dean 2015 (arXiv:1503.02531); T² keeps the gradient's size.
+
+    Args:
+        logits: `(N, classes)`.
+        wanted: the teacher's, of the same shape.
+    """
+    ours, theirs = (F.log_softmax(value.float() / TEMPERATURE, dim=1) for value in (logits, wanted))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * TEMPERATURE**2

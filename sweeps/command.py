@@ -18,6 +18,7 @@ from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 EXIT_INTERRUPTED = 130
+AUTO = "auto"
 DEFAULT_DATA_DIR = "~/.cache/netprune"
 
 
@@ -29,6 +30,21 @@ class OneLineCommand(click.Command):
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
             raise click.UsageError(error.format_message()) from None
+
+
+class AutoOr(click.ParamType[Any]):
+    """A number, or `auto`, which is left as it is."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = "integer" if kind is int else "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or `auto`."""
+        try:
+            return value if value == AUTO else self.kind(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor {AUTO}.", param, ctx)
 
 
 def command(function: Callable[..., None]) -> click.Command:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from netprune.training import TrainConfig
+from netprune.recipes import TrainConfig
 from sweeps.command import command, data_options
 from sweeps.stages.pipeline import run_pipeline
 from sweeps.stages.registering import summary_table

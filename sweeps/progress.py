@@ -13,10 +13,11 @@ from sweeps import interrupts
 class Progress:
     """A progress bar with the time left, called with the steps done and the steps in all.
 
-    Where stderr is no terminal nothing is drawn.
+    Where stderr is no terminal nothing is drawn. `each` is how many of its unit a step counts for.
     """
 
-    def __init__(self, label: str, unit: str = "step") -> None:
+    def __init__(self, label: str, unit: str = "step", each: int = 1) -> None:
+        self.each = each
         self.bar: tqdm[NoReturn] = tqdm(desc=label, unit=unit, disable=None, leave=False, dynamic_ncols=True)
         self.started = False
 
@@ -29,10 +30,11 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` steps are done; KeyboardInterrupt if the command was told to stop."""
         interrupts.check()
+        done, total = done * self.each, total * self.each
         if not self.started:  # a resumed training does not begin at step 0
             self.started = True
             self.bar.reset(total)
-            self.bar.initial = self.bar.n = max(0, done - 1)
+            self.bar.initial = self.bar.n = max(0, done - self.each)
         self.bar.total = total  # a scan that refines its curves learns of more points on the way
         self.bar.update(done - self.bar.n)
 

@@ -70,6 +70,7 @@ def tracked_run(
     *,
     tags: Mapping[str, str] | None = None,
     reopen: str | None = None,
+    system_metrics: bool = False,
 ) -> Iterator[str]:
     """A run that opens before the work and closes whatever happens.
 
@@ -83,6 +84,7 @@ def tracked_run(
             as the user typed them.
         tags: more tags.
         reopen: the id of an ended run to go on with.
+        system_metrics: also log the machine's load, memory and GPU every ten seconds, as `system/…`.
 
     Yields:
         The run's id.
@@ -99,7 +101,13 @@ def tracked_run(
     all_tags = {STAGE: stage, **versions, **(tags or {})}
     outer = mlflow.active_run()
     try:  # from before the run opens: an interrupt just after it would leave it to MLflow, which calls it FINISHED
-        run = mlflow.start_run(run_id=reopen, run_name=name, nested=outer is not None, tags=all_tags)
+        run = mlflow.start_run(
+            run_id=reopen,
+            run_name=name,
+            nested=outer is not None,
+            tags=all_tags,
+            log_system_metrics=system_metrics,
+        )
         logged = run.data.params
         mlflow.log_params({k: v for k, v in ((f"{stage}.{k}", v) for k, v in config.items()) if k not in logged})
         yield str(run.info.run_id)

@@ -6,21 +6,27 @@ from typing import Any
 
 import click
 
-from netprune.training import TrainConfig
-from sweeps.command import command, data_options, model_options
+from netprune import recipes
+from netprune.recipes import RECIPES
+from netprune.training import Precision
+from sweeps.command import AUTO, AutoOr, command, data_options, model_options
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.training import NEWEST, TrainRequest, run_training
 from sweeps.table import percent
+
+FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
 
 
 @command
 @data_options("cifar10")
 @model_options
-@click.option("--epochs", default=20, help="Passes over the training images.")
-@click.option("--batch-size", default=256, help="Images a step.")
-@click.option("--max-lr", default=0.01, help="Peak of the one-cycle learning rate.")
-@click.option("--weight-decay", default=1e-4, help="L2 term of Adam.")
-@click.option("--grad-clip", default=0.1, help="Gradient values are clipped to ± this.")
+@click.option("--recipe", default="document", help=f"{' or '.join(RECIPES)}: what the figures left at auto come from.")
+@click.option("--epochs", type=AutoOr(int), default=AUTO, help="Passes over the training images.")
+@click.option("--batch-size", type=AutoOr(int), default=AUTO, help="Images a step.")
+@click.option("--max-lr", type=AutoOr(float), default=AUTO, help="Peak of the learning rate.")
+@click.option("--weight-decay", type=AutoOr(float), default=AUTO, help="L2 term of the optimiser.")
+@click.option("--grad-clip", type=AutoOr(float), default=AUTO, help="Gradient values are clipped to ± this.")
+@click.option("--precision", default="auto", help="auto: what is fastest here; fp32 or bf16.")
 @click.option("--seed", default=0, help="Initial weights, order, crops, flips and dropout.")
 @click.option(
     "--resume",
@@ -29,20 +35,26 @@ from sweeps.table import percent
     default="",
     help="Go on with an interrupted training: newest or a run id.",
 )
-def main(dataset: str, data_dir: str, device: str, resume: str, **options: Any) -> None:
+def main(
+    dataset: str, data_dir: str, device: str, recipe: str, precision: Precision, resume: str, **options: Any
+) -> None:
     """Train Net10 or VGG16; each epoch's figures, the last and best checkpoint and the best network go to MLflow."""
-    config_names = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
-    config = TrainConfig(**{name: options.pop(name) for name in config_names})
+    figures = {
+        name: options.pop(name) for name in ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
+    }
     outcome = run_training(
         TrainRequest(
             data=DataRequest(dataset=dataset, data_dir=data_dir, device=device),
             source=SourceRequest(**options),
-            config=config,
+            config=recipes.recipe(recipe, **{name: value for name, value in figures.items() if value != AUTO}),
+            precision=precision,
             resume=resume,
         )
     )
+    mirrored = outcome.mirrored_val_accuracy
+    beside = "" if mirrored is None else f" ({percent(mirrored)} with each image's mirror image averaged in)"
     click.echo(
-        f"best epoch {outcome.best_epoch}: validation accuracy {percent(outcome.val_accuracy)}\n"
+        f"best epoch {outcome.best_epoch}: validation accuracy {percent(outcome.val_accuracy)}{beside}\n"
         f"run {outcome.run_id}, model {outcome.model_uri}\n"
         f"next: python -m sweeps.search_sparsity --model-uri {outcome.run_id}"
     )

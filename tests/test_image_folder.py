@@ -36,7 +36,7 @@ def make_folder(folder, *, classes=("cat", "dog"), count=3, seed=0):
 @pytest.fixture
 def no_decoding(monkeypatch):
     """Call it to make any decoding from now on a failure."""
-    return lambda: monkeypatch.setattr(image_folder, "_decode", lambda _: pytest.fail("decoded"))
+    return lambda: monkeypatch.setattr(image_folder, "_decode", lambda *_: pytest.fail("decoded"))
 
 
 def test_read_image_folder_gives_images_in_the_order_of_sorted_paths(tmp_path):
@@ -103,7 +103,7 @@ def test_read_image_folder_damaged_cache_is_replaced(tmp_path, no_decoding):
 def test_read_image_folder_leaves_nothing_but_the_cache_behind(tmp_path):
     make_folder(tmp_path / "in")
     read_image_folder(tmp_path / "in", tmp_path / "cache")
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npy"]
 
 
 def test_read_image_folder_cache_that_cannot_be_kept_names_data_dir(tmp_path):

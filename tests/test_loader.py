@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from netprune.data import Split
-from netprune.loader import eval_batches, normalise, random_crop, random_flip, steps_per_epoch, train_batches
+from netprune.loader import crop, eval_batches, normalise, steps_per_epoch, train_batches
 
 
 def generator(seed=0):
@@ -38,32 +38,49 @@ def test_normalise_subtracts_the_mean_and_divides_by_the_deviation_of_each_chann
 
 
 @pytest.mark.parametrize("padding", [1, 4])
-def test_random_crop_equals_a_loop_over_images(padding):
+def test_crop_equals_a_loop_over_images(padding):
     images = random_images(20)
-    result = random_crop(images, padding, generator(5))
-    tops, lefts = torch.randint(0, 2 * padding + 1, (2, 20), generator=generator(5)).tolist()
-    for i, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+    tops, lefts = torch.randint(0, 2 * padding + 1, (2, 20), generator=generator(5))
+    result = crop(images, padding, tops, lefts)
+    for i, (top, left) in enumerate(zip(tops.tolist(), lefts.tolist(), strict=True)):
         around = ((0, 0), (padding, padding), (padding, padding))
         padded = np.pad(images[i].numpy(), around, mode="reflect")
         assert np.array_equal(result[i], padded[:, top : top + 32, left : left + 32])
     assert result.dtype == torch.uint8
 
 
-def test_random_crop_takes_every_offset_about_equally_often():
-    images = random_images(1).expand(8100, -1, -1, -1)[:, :, :8, :8]
-    result = random_crop(images, 4, generator()).flatten(1).numpy()
+def epoch_of(tiny_dataset, images, **options):
+    """All images of one epoch, as pixels, in the order of their labels."""
+    dataset = with_train(tiny_dataset, images, flip=options.pop("flip", False))
+    batches = list(train_batches(dataset, 50, generator(), **options))
+    pixels, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return (pixels * 255).round().to(torch.uint8)[labels.argsort()]
+
+
+def test_train_batches_take_every_offset_about_equally_often(tiny_dataset):
+    result = epoch_of(tiny_dataset, random_images(1, size=8).expand(8100, -1, -1, -1)).flatten(1).numpy()
     _, counts = np.unique(result, axis=0, return_counts=True)
     assert len(counts) == 81
     assert 50 < counts.min() <= counts.max() < 150  # 100 ± 10 expected
 
 
-def test_random_flip_mirrors_about_half_of_the_images_and_leaves_the_others():
-    images = random_images(1000, size=4)
-    result = random_flip(images, generator())
-    same = (result == images).flatten(1).all(1)
-    mirrored = torch.from_numpy((result.numpy() == images.numpy()[..., ::-1]).reshape(1000, -1).all(1))
-    assert (same ^ mirrored).all()
-    assert 440 < mirrored.sum() < 560
+def columns(count):
+    """Images that are the same from top to bottom and rise from left to right: any crop tells which way round it is."""
+    return torch.arange(32, dtype=torch.uint8).view(1, 1, 1, -1).expand(count, 3, 32, -1).contiguous()
+
+
+def is_mirrored(images):
+    return images[:, 0, 0, 10] > images[:, 0, 0, 20]
+
+
+def test_train_batches_mirror_about_half_of_the_images(tiny_dataset):
+    assert 440 < is_mirrored(epoch_of(tiny_dataset, columns(1000), flip=True)).sum() < 560
+
+
+def test_train_batches_mirror_those_they_are_told_to(tiny_dataset):
+    flips = torch.rand(200, generator=generator(3)) < 0.3
+    assert torch.equal(is_mirrored(epoch_of(tiny_dataset, columns(200), flip=True, flips=flips)), flips)
+    assert not is_mirrored(epoch_of(tiny_dataset, columns(200), flip=False, flips=flips)).any()
 
 
 @pytest.mark.parametrize(("count", "batch_size", "dropped"), [(20, 5, 0), (23, 5, 0), (21, 5, 1), (3, 8, 0), (2, 2, 0)])

@@ -110,7 +110,8 @@ def test_unpack_tensors_that_do_not_fit_the_header_are_refused(tiny_net, tiny_he
 
 
 def test_unpacked_network_can_be_trained(packed, tiny_dataset):
-    from netprune.training import TrainConfig, train
+    from netprune.recipes import TrainConfig
+    from netprune.training import train
 
     model = unpack(packed).model
     before = weights_digest(model)

@@ -15,8 +15,9 @@ from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.pruning import PruneConfig, finetune_config, prune_candidate, quantise_and_train
 from netprune.quantise import Values
+from netprune.recipes import TrainConfig
 from netprune.saliency import SALIENCIES
-from netprune.training import TrainConfig, train
+from netprune.training import Callbacks, Held, train
 
 RECIPE = TrainConfig(epochs=2, batch_size=16, seed=4)
 ONE_SHOT, FINETUNED = PruneConfig(), PruneConfig(finetune=RECIPE)
@@ -57,7 +58,7 @@ def test_prune_candidate_equals_its_steps_taken_one_by_one(tiny_net, tiny_datase
     masks = make_masks(model, allocation)
     apply_masks(model, masks)
     assert result.one_shot == evaluate(model, tiny_dataset.val, tiny_dataset)
-    train(model, tiny_dataset, RECIPE, masks=masks)
+    train(model, tiny_dataset, RECIPE, held=Held(masks=masks))
     assert weights_digest(unpack(data).model) == weights_digest(model)
     assert result.seed == 4
 
@@ -107,8 +108,7 @@ def test_prune_candidate_finetuning_is_followed_by_callbacks(tiny_net, tiny_data
         tiny_header,
         {"conv2.0.weight": 0.5},
         FINETUNED,
-        on_epoch=lambda epoch, _: epochs.append(epoch),
-        on_step=lambda *step: steps.append(step),
+        callbacks=Callbacks(on_epoch=lambda epoch, _: epochs.append(epoch), on_step=lambda *step: steps.append(step)),
     )
     assert [epoch.epoch for epoch in epochs] == [1, 2]
     assert steps[-1] == (10, 10)
@@ -129,11 +129,6 @@ def test_prune_candidate_that_diverges_raises_diverged_error(tiny_net, tiny_data
 def test_finetune_config_of_zero_epochs_is_none():
     assert finetune_config(0) is None
     assert finetune_config(3, batch_size=64, seed=2) == TrainConfig(epochs=3, batch_size=64, seed=2)
-
-
-def test_finetune_config_takes_the_precision():
-    assert finetune_config(1).precision == "fp32"
-    assert finetune_config(1, precision="bf16") == TrainConfig(epochs=1, precision="bf16")
 
 
 def test_prune_config_without_options_is_one_shot_magnitude():

@@ -10,7 +10,8 @@ from netprune.loader import normalise
 from netprune.models import weights_digest
 from netprune.packing import pack
 from netprune.pyfunc import _load_pyfunc
-from netprune.training import TrainConfig, train
+from netprune.recipes import TrainConfig
+from netprune.training import train
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from netprune.models import Architecture, build_model, prunable_weights, weights
 from netprune.packing import PackedHeader, pack
 from netprune.pruning import PruneConfig, prune_candidate
 from netprune.quantise import Values
-from netprune.training import TrainConfig, train
+from netprune.recipes import TrainConfig
+from netprune.training import train
 from sweeps import registry, tracking
 
 KINDS = ("fp32", "fp16", "int8", "codebook:2", "codebook:4")

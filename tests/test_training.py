@@ -2,22 +2,24 @@
 
 import copy
 import io
-import itertools
 import math
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from netprune import compute, training
+from netprune.compute import Format
 from netprune.data import Split
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.loader import train_batches
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
-from netprune.training import TrainConfig, seconds_per_epoch, train
+from netprune.optimizers import linear_schedule
+from netprune.recipes import TrainConfig, recipe
+from netprune.training import Callbacks, Held, distillation_loss, fit_to_device, train
 
 SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
 
@@ -27,6 +29,10 @@ def trained(model, dataset, config=SHORT, **options):
     model = copy.deepcopy(model)
     train(model, dataset, config, **options)
     return weights_digest(model)
+
+
+def untimed(result):
+    return replace(result, seconds=0, images_per_second=0)
 
 
 def through_a_file(snapshot):
@@ -48,7 +54,7 @@ def test_train_equals_the_recipe_written_out(tiny_dataset, tiny_net):
     config = TrainConfig(epochs=2, batch_size=20, max_lr=0.02, weight_decay=0.01, grad_clip=0.05, seed=3)
     reference = copy.deepcopy(tiny_net)
     train(tiny_net, tiny_dataset, config)
-    optimizer = torch.optim.Adam(reference.parameters(), lr=0.02, weight_decay=0.01)
+    optimizer = torch.optim.Adam(reference.parameters(), lr=0.02, weight_decay=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=8)
     order = torch.Generator().manual_seed(3)
     with torch.random.fork_rng():
@@ -89,7 +95,7 @@ def test_train_that_raises_leaves_the_global_generator_alone(tiny_dataset, tiny_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_net, tiny_dataset, SHORT, on_step=interrupt)
+        train(tiny_net, tiny_dataset, SHORT, callbacks=Callbacks(on_step=interrupt))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -103,7 +109,7 @@ def test_train_with_masks_holds_them_exactly_at_every_step(tiny_dataset, tiny_ne
         weights = prunable_weights(tiny_net)
         broken.extend((done, name) for name, mask in masks.items() if weights[name].detach()[~mask].any())
 
-    train(tiny_net, tiny_dataset, SHORT, masks=masks, on_step=look)
+    train(tiny_net, tiny_dataset, SHORT, held=Held(masks=masks), callbacks=Callbacks(on_step=look))
     assert not broken
     for name, weight in prunable_weights(tiny_net).items():
         assert not torch.equal(weight, before[name]), name
@@ -112,7 +118,7 @@ def test_train_with_masks_holds_them_exactly_at_every_step(tiny_dataset, tiny_ne
 
 def test_train_with_a_mask_on_one_layer_leaves_the_others_dense(tiny_dataset, tiny_net):
     masks = make_masks(tiny_net, {"conv2.0.weight": 0.5})
-    train(tiny_net, tiny_dataset, SHORT, masks=masks)
+    train(tiny_net, tiny_dataset, SHORT, held=Held(masks=masks))
     zeros = {name: int((weight == 0).sum()) for name, weight in prunable_weights(tiny_net).items()}
     assert zeros == {name: 36 if name == "conv2.0.weight" else 0 for name in zeros}
 
@@ -120,14 +126,14 @@ def test_train_with_a_mask_on_one_layer_leaves_the_others_dense(tiny_dataset, ti
 @pytest.mark.parametrize("stop", [1, 2])
 @pytest.mark.parametrize("masked", [False, True])
 def test_train_resumed_from_a_file_equals_the_uninterrupted_training(tiny_dataset, tiny_net, stop, masked):
-    masks = make_masks(tiny_net, dict.fromkeys(prunable_weights(tiny_net), 0.5)) if masked else None
+    masks = make_masks(tiny_net, dict.fromkeys(prunable_weights(tiny_net), 0.5)) if masked else {}
     kept, whole = {}, []
 
     def keep(result, snapshot):
         whole.append(result)
         kept[result.epoch] = through_a_file(snapshot())
 
-    uninterrupted = trained(tiny_net, tiny_dataset, masks=masks, on_epoch=keep)
+    uninterrupted = trained(tiny_net, tiny_dataset, held=Held(masks=masks), callbacks=Callbacks(on_epoch=keep))
     steps = []
     fresh = copy.deepcopy(tiny_net)
     with torch.no_grad():
@@ -136,12 +142,14 @@ def test_train_resumed_from_a_file_equals_the_uninterrupted_training(tiny_datase
         fresh,
         tiny_dataset,
         SHORT,
-        masks=masks,
+        held=Held(masks=masks),
         resume=kept[stop],
-        on_step=lambda done, total: steps.append((done, total)),
+        callbacks=Callbacks(on_step=lambda done, total: steps.append((done, total))),
     )
     assert weights_digest(fresh) == uninterrupted
-    assert [replace(r, seconds=0) for r in results] == [replace(r, seconds=0) for r in whole[stop:]]
+    assert [replace(r, seconds=0, images_per_second=0) for r in results] == [
+        replace(r, seconds=0, images_per_second=0) for r in whole[stop:]
+    ]
     assert steps == [(done, 15) for done in range(5 * stop + 1, 16)]
 
 
@@ -152,7 +160,7 @@ def test_train_snapshot_kept_in_memory_is_not_changed_by_the_epochs_after_it(tin
         kept[result.epoch] = snapshot()
         kept[f"digest {result.epoch}"] = weights_digest(tiny_net)
 
-    train(tiny_net, tiny_dataset, SHORT, on_epoch=keep)
+    train(tiny_net, tiny_dataset, SHORT, callbacks=Callbacks(on_epoch=keep))
     again = copy.deepcopy(tiny_net)
     again.load_state_dict(kept[1]["model"])
     assert weights_digest(again) == kept["digest 1"]
@@ -160,7 +168,8 @@ def test_train_snapshot_kept_in_memory_is_not_changed_by_the_epochs_after_it(tin
 
 def test_train_resumed_from_its_last_epoch_has_nothing_left_to_do(tiny_dataset, tiny_net):
     kept = []
-    train(tiny_net, tiny_dataset, SHORT, on_epoch=lambda _, snapshot: kept.append(through_a_file(snapshot())))
+    told = Callbacks(on_epoch=lambda _, snapshot: kept.append(through_a_file(snapshot())))
+    train(tiny_net, tiny_dataset, SHORT, callbacks=told)
     before = weights_digest(tiny_net)
     assert train(tiny_net, tiny_dataset, SHORT, resume=kept[-1]) == []
     assert weights_digest(tiny_net) == before
@@ -172,7 +181,7 @@ def test_train_results_say_what_each_epoch_gave(tiny_dataset, tiny_net):
         tiny_net,
         tiny_dataset,
         SHORT,
-        on_epoch=lambda *_: evaluations.append(evaluate(tiny_net, tiny_dataset.val, tiny_dataset)),
+        callbacks=Callbacks(on_epoch=lambda *_: evaluations.append(evaluate(tiny_net, tiny_dataset.val, tiny_dataset))),
     )
     assert [result.epoch for result in results] == [1, 2, 3]
     assert [result.val for result in results] == evaluations
@@ -188,7 +197,8 @@ def test_train_learning_rate_of_the_last_epoch_is_its_last_steps(tiny_dataset, t
 
 def test_train_steps_are_counted_to_the_end(tiny_dataset, tiny_net):
     steps = []
-    train(tiny_net, tiny_dataset, TrainConfig(epochs=2, batch_size=32), on_step=lambda *step: steps.append(step))
+    told = Callbacks(on_step=lambda *step: steps.append(step))
+    train(tiny_net, tiny_dataset, TrainConfig(epochs=2, batch_size=32), callbacks=told)
     assert steps == [(done, 6) for done in range(1, 7)]
 
 
@@ -215,53 +225,150 @@ def test_train_of_fewer_than_two_images_is_refused(tiny_dataset, tiny_net, count
 def test_train_of_two_images_takes_one_step_an_epoch(tiny_dataset, tiny_net):
     few = replace(tiny_dataset, train=Split(tiny_dataset.train.images[:2], tiny_dataset.train.labels[:2]))
     steps = []
-    train(tiny_net, few, TrainConfig(epochs=1), on_step=lambda *step: steps.append(step))
+    train(tiny_net, few, TrainConfig(epochs=1), callbacks=Callbacks(on_step=lambda *step: steps.append(step)))
     assert steps == [(1, 1)]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("epochs", 0),
-        ("epochs", -1),
-        ("batch_size", 1),
-        ("max_lr", 0.0),
-        ("max_lr", -0.1),
-        ("max_lr", math.nan),
-        ("max_lr", math.inf),
-        ("weight_decay", -1e-9),
-        ("weight_decay", math.nan),
-        ("weight_decay", math.inf),
-        ("grad_clip", 0.0),
-        ("grad_clip", math.nan),
-    ],
-)
-def test_train_config_bad_value_is_refused_by_name(name, value):
-    with pytest.raises(InputError, match=rf"{name} is {value}; it must be"):
-        TrainConfig(**{name: value})
+def test_train_with_an_average_gives_back_the_running_mean_of_the_weights(tiny_dataset, tiny_net):
+    config = replace(SHORT, ema=0.9, epochs=2)
+    plain, averaged, states = copy.deepcopy(tiny_net), tiny_net, []
+
+    def keep(*_):
+        states.append([p.detach().clone() for p in plain.parameters()])
+
+    train(plain, tiny_dataset, replace(config, ema=0.0), callbacks=Callbacks(on_step=keep))
+    results = train(averaged, tiny_dataset, config)
+    mean = states[0]
+    for state in states[1:]:
+        mean = [0.9 * m + 0.1 * p for m, p in zip(mean, state, strict=True)]
+    for parameter, expected in zip(averaged.parameters(), mean, strict=True):
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
+    assert results[-1].val == evaluate(averaged, tiny_dataset.val, tiny_dataset)
 
 
-def test_train_config_defaults_are_the_documents():
-    config = TrainConfig()
-    assert (config.epochs, config.max_lr, config.weight_decay, config.grad_clip) == (20, 0.01, 1e-4, 0.1)
+def test_train_with_an_average_and_masks_keeps_both_exact(tiny_dataset, tiny_net):
+    masks = make_masks(tiny_net, dict.fromkeys(prunable_weights(tiny_net), 0.7))
+    apply_masks(tiny_net, masks)
+    train(tiny_net, tiny_dataset, replace(SHORT, ema=0.9), held=Held(masks=masks))
+    for name, weight in prunable_weights(tiny_net).items():
+        assert torch.equal(weight.detach() != 0, masks[name]), name
 
 
-def test_seconds_per_epoch_leaves_the_network_and_the_generator_alone(tiny_dataset, tiny_net):
+def test_train_without_its_teacher_is_refused(tiny_dataset, tiny_net):
+    with pytest.raises(InputError, match=r"there is no teacher"):
+        train(tiny_net, tiny_dataset, replace(SHORT, distillation=0.5))
+
+
+def test_train_by_distillation_alone_follows_the_teacher_and_leaves_it_alone(tiny_dataset, tiny_net):
+    teacher = copy.deepcopy(tiny_net)
+    train(teacher, tiny_dataset, TrainConfig(epochs=8, batch_size=8))
+    before = weights_digest(teacher), [m.training for m in teacher.modules()]
+    shuffled = replace(tiny_dataset.train, labels=tiny_dataset.train.labels.roll(1))  # labels that teach nothing
+    config = TrainConfig(epochs=8, batch_size=8, distillation=1.0)
+    train(tiny_net, replace(tiny_dataset, train=shuffled), config, held=Held(teacher=teacher))
+    assert evaluate(tiny_net, tiny_dataset.val, tiny_dataset).accuracy > 0.9
+    assert (weights_digest(teacher), [m.training for m in teacher.modules()]) == before
+
+
+def test_distillation_loss_is_the_divergence_of_the_softened_outputs():
+    logits, wanted = torch.randn((2, 6, 5), generator=torch.Generator().manual_seed(0))
+    ours, theirs = (F.softmax(value.double() / 4, dim=1) for value in (logits, wanted))
+    expected = 16 * (theirs * (theirs / ours).log()).sum(1).mean()
+    torch.testing.assert_close(distillation_loss(logits, wanted).double(), expected, rtol=1e-5, atol=1e-7)
+    assert distillation_loss(wanted, wanted).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_train_alternating_flips_show_each_image_one_way_and_then_the_other(tiny_dataset, tiny_net, monkeypatch):
+    given = []
+
+    def batches(dataset, batch_size, generator, *, flips):
+        given.append(flips)
+        return train_batches(dataset, batch_size, generator, flips=flips)
+
+    monkeypatch.setattr(training, "train_batches", batches)
+    train(tiny_net, tiny_dataset, replace(SHORT, alternating_flip=True))
+    first, second, third = given
+    assert 20 < int(first.sum()) < 52
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
+    given.clear()
+    train(tiny_net, tiny_dataset, SHORT)
+    assert given == [None] * 3
+
+
+@pytest.mark.parametrize("form", [Format(channels_last=True), Format(bf16=True, channels_last=True)])
+def test_train_in_another_format_learns_as_well_and_ends_contiguous(tiny_dataset, tiny_net, form):
+    results = train(tiny_net, tiny_dataset, TrainConfig(epochs=8, batch_size=8, format=form))
+    assert results[-1].val.accuracy > 0.9
+    assert all(p.is_contiguous() and p.dtype == torch.float32 for p in tiny_net.parameters())
+
+
+def test_train_compiled_equals_plain_training_closely(tiny_dataset, tiny_net, monkeypatch):
+    compiled = []
+
+    def stand_in(model):  # compiling takes a minute; what is looked at is that the compiled network is what is run
+        compiled.append(model)
+        return lambda images: model(images)
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    plain = trained(tiny_net, tiny_dataset)
+    assert trained(tiny_net, tiny_dataset, replace(SHORT, format=Format(compiled=True))) == plain
+    assert len(compiled) == 1
+
+
+def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
+    config = recipe("fast", epochs=2, batch_size=20, seed=3, max_lr=0.01, weight_decay=0.1)
+    reference = copy.deepcopy(tiny_net)
+    train(tiny_net, tiny_dataset, config)
+    decayed = [p for p in reference.parameters() if p.ndim > 1]
+    others = [p for p in reference.parameters() if p.ndim == 1]
+    velocity = {p: torch.zeros_like(p) for p in reference.parameters()}
+    flips = torch.rand(72, generator=torch.Generator().manual_seed(3)) < 0.5
+    order, step = torch.Generator().manual_seed(3), 0
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for epoch in range(2):
+            for images, labels in train_batches(tiny_dataset, 20, order, flips=flips ^ bool(epoch)):
+                reference.zero_grad()
+                loss = F.cross_entropy(reference(images), labels, label_smoothing=config.label_smoothing)
+                loss.backward()
+                rate = config.max_lr * linear_schedule(step, 8, config.warm_up)
+                with torch.no_grad():
+                    for p in (*decayed, *others):
+                        gradient = p.grad + (config.weight_decay * p if p.ndim > 1 else 0)
+                        velocity[p] = gradient.clone() if step == 0 else 0.9 * velocity[p] + gradient
+                        p -= rate * (gradient + 0.9 * velocity[p])
+                step += 1
+    for ours, theirs in zip(tiny_net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", training.PRECISIONS)
+def test_fit_to_device_gives_a_format_of_that_precision_and_leaves_the_network_alone(tiny_dataset, tiny_net, precision):
     tiny_net.res1.eval()
     digest, modes, state = weights_digest(tiny_net), [m.training for m in tiny_net.modules()], torch.get_rng_state()
-    assert 0 < seconds_per_epoch(tiny_net, tiny_dataset) < 60
+    config, seconds = fit_to_device(tiny_net, tiny_dataset, SHORT, precision)
+    assert replace(config, format=Format()) == SHORT
+    assert precision == "auto" or config.format.bf16 == (precision == "bf16")
+    assert not config.format.compiled  # a training of seconds is not worth it
+    assert 0 < seconds < 60
     assert weights_digest(tiny_net) == digest
     assert [m.training for m in tiny_net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in tiny_net.parameters())
 
 
-@pytest.mark.parametrize(
-    ("tick", "expected"),
-    [(1.0, 72 / 16 * 1.0), (0.1, 0.1)],
-    ids=["slow: known from 16 images", "fast: known from all 72"],
-)
-def test_seconds_per_epoch_is_a_batchs_time_for_each_of_the_images(tiny_dataset, tiny_net, monkeypatch, tick, expected):
-    clock = itertools.count()
-    monkeypatch.setattr(time, "perf_counter", lambda: tick * next(clock))
-    assert seconds_per_epoch(tiny_net, tiny_dataset) == pytest.approx(expected)
+@pytest.mark.parametrize("faster", [True, False])
+def test_fit_to_device_of_a_long_training_tries_compilation(tiny_dataset, tiny_net, monkeypatch, faster):
+    def seconds(model, images, labels, form):
+        return 1.0 if not form.compiled else 0.5 if faster else 2.0
+
+    monkeypatch.setattr(compute, "training_seconds", seconds)
+    config, epoch_seconds = fit_to_device(tiny_net, tiny_dataset, replace(SHORT, epochs=100))
+    assert config.format == Format(compiled=faster)
+    assert epoch_seconds == 72
+
+
+def test_fit_to_device_of_an_unknown_precision_names_the_known_ones(tiny_dataset, tiny_net):
+    with pytest.raises(InputError, match=r"precision is 'fp8'; it must be auto, fp32 or bf16"):
+        fit_to_device(tiny_net, tiny_dataset, SHORT, "fp8")

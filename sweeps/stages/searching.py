@@ -14,6 +14,7 @@ from netprune.packing import pack
 from netprune.pruning import PruneConfig, PruneResult, finetune_config, prune_candidate
 from netprune.quantise import Values
 from netprune.sensitivity import Sensitivity
+from netprune.training import Callbacks
 from sweeps import registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.scanning import ScanRequest, run_scan
@@ -202,7 +203,7 @@ class _Session:
                     self.source.header,
                     sparsity,
                     self.config,
-                    on_step=progress,
+                    callbacks=Callbacks(on_step=progress),
                 )
             score = Score(getattr(result, self.request.objective), result.val.accuracy, run_id)
             self._log(result, data, self.study.is_feasible(score))

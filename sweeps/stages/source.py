@@ -15,6 +15,7 @@ from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader
 from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune
+from netprune.training import Callbacks
 from sweeps import registry, tracking
 from sweeps.progress import Progress
 
@@ -87,7 +88,9 @@ def part_way(source: Source, around: str, finetune_epochs: int) -> Source:
     sparsity = allocation_from(around, Basis(model=source.model))
     config = PruneConfig(finetune=finetune_config(finetune_epochs))
     with Progress(f"prune to {around}") as progress:
-        model = prune_and_finetune(source.model, source.dataset, sparsity, config, on_step=progress)
+        model = prune_and_finetune(
+            source.model, source.dataset, sparsity, config, callbacks=Callbacks(on_step=progress)
+        )
     header = replace(source.header, dense_digest=weights_digest(model))
     return replace(source, model=model, header=header, origin=f"{source.origin} pruned by {around}")
 

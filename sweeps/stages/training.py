@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from netprune.compute import Format
 from netprune.data import Dataset
 from netprune.errors import InputError
+from netprune.evaluation import evaluate
 from netprune.models import Architecture, build_model, load_weights, read_state_dict
 from netprune.packing import pack
-from netprune.training import EpochResult, Snapshot, TrainConfig, seconds_per_epoch, train
+from netprune.recipes import TrainConfig
+from netprune.training import Callbacks, EpochResult, Precision, Snapshot, fit_to_device, train
 from sweeps import interrupts, registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.source import DataRequest, SourceRequest, header_for, open_data, short_name
@@ -36,6 +39,8 @@ class TrainRequest:
     source: SourceRequest
     """Architecture, and the weights to start from if there are any."""
     config: TrainConfig
+    """The recipe; its format is chosen on the device."""
+    precision: Precision = "auto"
     resume: str = ""
     """Run id of an interrupted training, `newest`, or empty."""
 
@@ -49,6 +54,8 @@ class TrainOutcome:
     best_epoch: int
     val_accuracy: float
     """Of the best epoch, in [0, 1]."""
+    mirrored_val_accuracy: float | None
+    """The same with the outputs for each image and its mirror image averaged; None for data that is not mirrored."""
 
 
 def run_training(request: TrainRequest) -> TrainOutcome:
@@ -66,7 +73,8 @@ def run_training(request: TrainRequest) -> TrainOutcome:
     if state is not None:
         load_weights(model, state, adapt_head=request.source.adapt_head)
     config = {
-        **asdict(request.config),
+        **{name: value for name, value in asdict(request.config).items() if name != "format"},
+        "precision": request.precision,
         "model": architecture.name,
         "width": architecture.width,
         "weights": request.source.weights,
@@ -77,34 +85,40 @@ def run_training(request: TrainRequest) -> TrainOutcome:
     earlier = _interrupted(request.resume, config) if request.resume else None
     name = f"train {short_name(architecture)} on {Path(data.dataset).name}"
     tags = {"resumed_from": earlier.run_id} if earlier else {}
-    with tracking.tracked_run("train", name, config, tags=tags) as run_id, tempfile.TemporaryDirectory() as scratch:
-        report(_announcement(model.to(device), dataset, architecture, request.config))
-        keeper = _Keeper(Path(scratch), config, earlier)
-        with Progress(name) as progress:
-            train(
-                model,
-                dataset,
-                request.config,
-                on_epoch=keeper,
-                on_step=progress,
-                resume=earlier.content["snapshot"] if earlier else None,
-            )
+    run = tracking.tracked_run("train", name, config, tags=tags, system_metrics=True)
+    with run as run_id, tempfile.TemporaryDirectory() as scratch:
+        recipe, seconds = fit_to_device(model.to(device), dataset, request.config, request.precision)
+        if earlier:  # as it was begun: another machine, or a noisy measurement, may choose otherwise
+            recipe = replace(recipe, format=Format(**earlier.content["format"]))
+        tracking.set_tags({"netprune.format": str(recipe.format)})
+        report(_announcement(model, dataset, architecture, recipe, seconds))
+        keeper = _Keeper(Path(scratch), config, recipe, earlier)
+        with Progress(name, unit="image", each=recipe.batch_size) as progress:
+            told = Callbacks(on_epoch=keeper, on_step=progress)
+            train(model, dataset, recipe, callbacks=told, resume=earlier.content["snapshot"] if earlier else None)
         model.load_state_dict(keeper.best_state())
+        mirrored = evaluate(model, dataset.val, dataset, mirrored=True) if dataset.flip else None
+        if mirrored is not None:
+            tracking.log_metrics({"mirrored_val_accuracy": mirrored.accuracy})
         model.cpu()
         header = header_for(architecture, dataset, model)
         uri = registry.log_model(pack(model, header), header, metadata={"weights_digest": header.dense_digest})
-        return TrainOutcome(run_id, uri, keeper.best["epoch"], keeper.best["val_accuracy"])
+        return TrainOutcome(
+            run_id, uri, keeper.best["epoch"], keeper.best["val_accuracy"], mirrored.accuracy if mirrored else None
+        )
 
 
-def _announcement(model: nn.Module, dataset: Dataset, architecture: Architecture, config: TrainConfig) -> str:
+def _announcement(
+    model: nn.Module, dataset: Dataset, architecture: Architecture, recipe: TrainConfig, epoch_seconds: float
+) -> str:
     """What is going to be trained, and how to make it short where it would take over half an hour."""
     parameters = sum(p.numel() for p in model.parameters())
     device = next(model.parameters()).device
     line = (
         f"training {short_name(architecture)} ({parameters:,} parameters) on {len(dataset.train):,} images of "
-        f"{dataset.name}, {config.epochs} epochs on {device}"
+        f"{dataset.name}, {recipe.epochs} epochs on {device} ({recipe.format})"
     )
-    seconds = config.epochs * seconds_per_epoch(model, dataset)
+    seconds = recipe.epochs * epoch_seconds
     return f"{line}\nthis will take about {duration(seconds)}. {SHORTEN}" if seconds > LONG_SECONDS else line
 
 
@@ -117,8 +131,10 @@ class _Interrupted:
 class _Keeper:
     """After each epoch: log its figures, and keep the last and the best checkpoint in the run."""
 
-    def __init__(self, scratch: Path, config: dict[str, Any], earlier: _Interrupted | None) -> None:
-        self.scratch, self.config = scratch, config
+    def __init__(
+        self, scratch: Path, config: dict[str, Any], recipe: TrainConfig, earlier: _Interrupted | None
+    ) -> None:
+        self.scratch, self.config, self.recipe = scratch, config, recipe
         self.best: dict[str, Any] = {"epoch": 0, "val_accuracy": -1.0}
         self.history: list[dict[str, float]] = []
         if earlier:
@@ -137,6 +153,7 @@ class _Keeper:
             "val_accuracy_se": result.val.accuracy_se,
             "learning_rate": result.learning_rate,
             "epoch_seconds": result.seconds,
+            "images_per_second": result.images_per_second,
         }
         self.history.append(metrics)
         state = snapshot()
@@ -145,12 +162,20 @@ class _Keeper:
             if improved:
                 self.best = {"epoch": result.epoch, "val_accuracy": result.val.accuracy}
                 self._keep(state["model"], BEST)
-            content = {"snapshot": state, "config": self.config, "best": self.best, "history": self.history}
+            content = {
+                "snapshot": state,
+                "config": self.config,
+                "format": asdict(self.recipe.format),
+                "best": self.best,
+                "history": self.history,
+            }
             self._keep(content, LAST)
             tracking.log_metrics(metrics, step=result.epoch)
+        left = result.seconds * (self.recipe.epochs - result.epoch)
         report(
-            f"epoch {result.epoch}/{self.config['epochs']}  train loss {result.train_loss:.4f}  "
-            f"val loss {result.val.loss:.4f}  val {percent(result.val.accuracy)}  {duration(result.seconds)}"
+            f"epoch {result.epoch}/{self.recipe.epochs}  train loss {result.train_loss:.4f}  "
+            f"val loss {result.val.loss:.4f}  val {percent(result.val.accuracy)}  {duration(result.seconds)}  "
+            f"{result.images_per_second:,.0f} images/s  about {duration(left)} left"
         )
 
     def best_state(self) -> dict[str, torch.Tensor]:

@@ -1,0 +1,98 @@
+"""How a network is trained: one recipe's figures, and the recipes that have names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from netprune.compute import Format
+from netprune.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One recipe. The defaults are the source document's: Adam, one cycle, clipped gradients.
+
+    Raises:
+        InputError: naming the option and its range.
+    """
+
+    epochs: int = 20
+    """Passes over the training split, at least 1."""
+    batch_size: int = 256
+    """Images a step, at least 2 (batch normalisation needs two)."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """`sgd`: Nesterov momentum of 0.9, and no decay of biases and normalisation."""
+    max_lr: float = 0.01
+    """Peak of the learning rate, above 0."""
+    schedule: Literal["one_cycle", "linear"] = "one_cycle"
+    """`one_cycle`: torch's, which turns momentum the other way. `linear`: up for `warm_up` of the steps, down to 0."""
+    warm_up: float = 0.2
+    """Share of the steps before the peak of a linear schedule, in [0, 1)."""
+    weight_decay: float = 1e-4
+    """Added to the gradient as a multiple of the weight (the L2 form), at least 0."""
+    grad_clip: float = 0.1
+    """Each gradient value is clipped to ± this, above 0; infinite for no clipping."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes, in [0, 1)."""
+    alternating_flip: bool = False
+    """Mirror each image in every second epoch, from a random start, instead of at random."""
+    ema: float = 0.0
+    """Decay a step, in [0, 1), of the average of the weights that is validated and given back; 0 for none."""
+    distillation: float = 0.0
+    """Share of the loss that is the divergence from a teacher's outputs, in [0, 1]; above 0 it needs a teacher."""
+    seed: int = 0
+    """Order, crops, flips and dropout."""
+    format: Format = field(default_factory=Format)
+    """Of training passes; weights, optimiser and validation stay fp32."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "optimizer": (self.optimizer in ("adam", "sgd"), "adam or sgd"),
+            "max_lr": (0 < self.max_lr < math.inf, "above 0"),
+            "schedule": (self.schedule in ("one_cycle", "linear"), "one_cycle or linear"),
+            "warm_up": (0 <= self.warm_up < 1, "from 0 to below 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
+            "grad_clip": (self.grad_clip > 0, "above 0"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
+            "ema": (0 <= self.ema < 1, "from 0 to below 1"),
+            "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be {rule}.")
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "document": {},
+    "fast": {
+        "epochs": 10,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "max_lr": 0.2,
+        "schedule": "linear",
+        "weight_decay": 5e-4,
+        "grad_clip": math.inf,
+        "label_smoothing": 0.1,
+        "alternating_flip": True,
+        "ema": 0.0,
+    },
+}
+"""Name → what differs from `TrainConfig`'s defaults."""
+
+
+def recipe(name: str, **changes: Any) -> TrainConfig:
+    """A named recipe, with some of its figures changed.
+
+    Raises:
+        InputError: for an unknown name, or a figure out of its range.
+
+    >>> recipe("document") == TrainConfig()
+    True
+    """
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}.")
+    return TrainConfig(**RECIPES[name] | changes)
