@@ -87,6 +87,16 @@ def test_train_option_that_is_no_number_is_named(refused):
     assert "many" in message
 
 
+def test_train_unknown_recipe_names_the_known_ones(refused):
+    message = refused(train.main, "--dataset", "digits", "--recipe", "slow")
+    assert "unknown recipe 'slow': choose one of document, fast" in message
+
+
+def test_train_unknown_precision_names_the_known_ones(refused):
+    message = refused(train.main, "--dataset", "digits", "--width", "2", "--precision", "fp8")
+    assert "precision is 'fp8'; it must be auto, fp32 or bf16" in message
+
+
 def test_train_width_zero_is_refused(refused):
     assert "width is 0; it must be at least 1" in refused(train.main, "--dataset", "digits", "--width", "0")
 

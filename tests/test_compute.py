@@ -2,16 +2,29 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from netprune import compute
-from netprune.compute import BATCH_SIZES, LONGEST_SECONDS, PROBE_IMAGES, Compute, choose_compute, seconds_per_image
+from netprune.compute import (
+    BATCH_SIZES,
+    LONGEST_SECONDS,
+    PROBE_IMAGES,
+    Compute,
+    Format,
+    choose_compute,
+    choose_format,
+    compiled_if_faster,
+    seconds_per_image,
+    training_seconds,
+)
 from netprune.models import weights_digest
 
 CPU = torch.device("cpu")
+LABELS = torch.arange(64) % 3
 
 
 @pytest.fixture
@@ -178,3 +191,74 @@ def test_seconds_per_image_is_a_batchs_least_time_by_image(monkeypatch, net):
     ticks = iter([0.0, 0.03, 1.0, 1.012, 2.0, 2.004, 3.0, 3.009])
     monkeypatch.setattr(compute.time, "perf_counter", lambda: next(ticks))
     assert seconds_per_image(net, images(), Compute(batch_size=2)) == pytest.approx(0.002)
+
+
+def trained(monkeypatch, seconds):
+    """Replace the stopwatch of training by a function of the format; gives the list of what was timed."""
+    asked = []
+
+    def fake(model, shown, labels, form):
+        asked.append((form, len(shown)))
+        found = seconds(form)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(compute, "training_seconds", fake)
+    return asked
+
+
+@pytest.mark.parametrize(("bf16", "channels_last"), FORMS)
+def test_choose_format_takes_the_fastest(monkeypatch, net, bf16, channels_last):
+    best = Format(bf16=bf16, channels_last=channels_last)
+    trained(monkeypatch, lambda form: 1e-3 if form == best else 2e-3)
+    assert choose_format(net, images(64), LABELS) == (best, 1e-3)
+
+
+def test_choose_format_stays_plain_for_less_than_it_is_worth(monkeypatch, net):
+    trained(monkeypatch, lambda form: 1.0 if form == Format() else 0.96)
+    assert choose_format(net, images(64), LABELS)[0] == Format()
+    trained(monkeypatch, lambda form: 1.0 if form == Format() else 0.94)
+    assert choose_format(net, images(64), LABELS)[0] != Format()
+
+
+def test_choose_format_without_bf16_never_tries_it(monkeypatch, net):
+    asked = trained(monkeypatch, lambda form: 1e-7 if form.bf16 else 1e-3)
+    assert not choose_format(net, images(64), LABELS, bf16=False)[0].bf16
+    assert not any(form.bf16 for form, _ in asked)
+
+
+@pytest.mark.parametrize(("rough", "probe"), [(1e-6, 64), (0.05, 10), (30.0, 4)])
+def test_choose_format_of_a_slow_network_takes_small_probes(monkeypatch, net, rough, probe):
+    asked = trained(monkeypatch, lambda _: rough)
+    choose_format(net, images(64), LABELS)
+    assert asked[0] == (Format(), 4)
+    assert {count for _, count in asked[1:]} == {probe}
+
+
+@pytest.mark.parametrize(
+    ("compiled", "expected"), [(0.5, True), (0.94, True), (0.96, False), (2.0, False), (RuntimeError("no gcc"), False)]
+)
+def test_compiled_if_faster_compiles_only_where_that_pays(monkeypatch, net, compiled, expected):
+    trained(monkeypatch, lambda form: compiled if form.compiled else 1.0)
+    plain = Format(channels_last=True)
+    assert compiled_if_faster(net, images(8), LABELS[:8], plain) == replace(plain, compiled=expected)
+
+
+@pytest.mark.parametrize(("bf16", "channels_last"), FORMS)
+def test_training_seconds_runs_a_copy_the_way_it_is_given(net, bf16, channels_last):
+    form, digest, state = Format(bf16=bf16, channels_last=channels_last), weights_digest(net), torch.get_rng_state()
+    seen = []
+    net[0].register_forward_hook(lambda module, args, output: seen.append((module, args[0], output)))
+    assert 0 < training_seconds(net, images(8), LABELS[:8], form) < 10
+    assert seen
+    for module, batch, output in seen:
+        assert module is not net[0]
+        assert module.training
+        assert batch.is_contiguous(memory_format=form.memory_format)
+        assert output.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        assert output.requires_grad
+    assert weights_digest(net) == digest
+    assert not net.training
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
