@@ -29,11 +29,12 @@ class Setting:
     options: argparse.Namespace
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(description: str, *, weights: bool = True) -> argparse.ArgumentParser:
+    """The options that every benchmark has, and those of a dense network if it takes one."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--weights", help="plain state dict of a Net10; default: one trained on the spot")
-    made.add_argument("--width", type=int, default=16, help="channels of its first layer (default 16)")
+    if weights:
+        made.add_argument("--weights", help="plain state dict of a Net10; default: one trained on the spot")
+        made.add_argument("--width", type=int, default=16, help="channels of its first layer (default 16)")
     made.add_argument("--dataset", default="digits", help="digits, cifar10 or an image folder (default digits)")
     made.add_argument("--data-dir", default="~/.cache/netprune", help="where decoded data is kept")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -95,7 +95,7 @@ def seconds_per_image(model: nn.Module, images: Tensor, way: Compute) -> float:
         return _least_seconds(lambda: model(batch), batch.device) / len(batch)
 
 
-def choose_format(model: nn.Module, images: Tensor, labels: Tensor, *, bf16: bool = True) -> tuple[Format, float]:
+def choose_format(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Format, float]:
     """The fastest format of training `model` on this device, and its seconds an image; takes a few seconds at most.
 
     Plain fp32 unless another one is 1.05 times as fast. Compilation, which takes a minute to try, is left to
@@ -105,11 +105,10 @@ def choose_format(model: nn.Module, images: Tensor, labels: Tensor, *, bf16: boo
         model: left alone: copies are timed, in train mode, forward and backward.
         images: normalised, `(N, C, H, W)`, on the model's device; a batch as it will be trained on.
         labels: int64 `(N,)`.
-        bf16: whether bfloat16 may be chosen.
     """
     rough = training_seconds(model, images[:4], labels[:4], Format())
     count = max(4, min(len(images), int(LONGEST_SECONDS / rough)))
-    forms = [Format(bf16=b, channels_last=c) for b in dict.fromkeys((False, bf16)) for c in (False, True)]
+    forms = [Format(bf16=b, channels_last=c) for b in (False, True) for c in (False, True)]
     seconds = {form: training_seconds(model, images[:count], labels[:count], form) for form in forms}
     found = min(seconds, key=lambda form: seconds[form] * (1 if form == Format() else WORTH))
     return found, seconds[found]

@@ -100,8 +100,32 @@ def prune_and_finetune(
     half the way, to twice the density that is wanted in the end.
     """
     model, masks = pruned_copy(dense, dataset, sparsity, config.saliency)
-    if config.finetune is not None:
-        train(model, dataset, config.finetune, held=Held(masks=masks, teacher=dense), callbacks=callbacks)
+    return _finetuned(dense, model, masks, dataset, sparsity, config, callbacks)
+
+
+def _finetuned(
+    dense: nn.Module,
+    pruned: nn.Module,
+    masks: Masks,
+    dataset: Dataset,
+    sparsity: Sparsity,
+    config: PruneConfig,
+    callbacks: Callbacks,
+) -> nn.Module:
+    """`pruned`, finetuned in place; or, if the recipe prunes by and by, a copy of `dense` that ends as sparse."""
+    recipe = config.finetune
+    if recipe is None:
+        return pruned
+    if not recipe.gradual:
+        train(pruned, dataset, recipe, held=Held(masks=masks, teacher=dense), callbacks=callbacks)
+        return pruned
+    model, criterion = copy.deepcopy(dense), find_saliency(config.saliency)
+
+    def rising(share: float) -> Masks:
+        due = {name: share * value for name, value in sparsity.items()}
+        return make_masks(model, due, criterion, gradients_for(criterion, model, dataset))
+
+    train(model, dataset, recipe, held=Held(teacher=dense, rising=rising), callbacks=callbacks)
     return model
 
 
@@ -139,7 +163,7 @@ def prune_candidate(
         one_shot = evaluate(model, dataset.val, dataset)
     if config.finetune is not None:
         with _timed(seconds, "finetune"):
-            train(model, dataset, config.finetune, held=Held(masks=masks, teacher=dense), callbacks=callbacks)
+            model = _finetuned(dense, model, masks, dataset, sparsity, config, callbacks)
     with _timed(seconds, "quantise"):
         quantise_and_train(model, dataset, config, dense)
     with _timed(seconds, "pack"):
@@ -179,7 +203,7 @@ def quantise_and_train(
         part = dataset.part(CODEBOOK_SHARE, seed=config.finetune.seed)
     else:
         epochs = math.ceil(CODEBOOK_STEPS / steps)
-    recipe = replace(config.finetune, epochs=epochs, max_lr=CODEBOOK_LR)
+    recipe = replace(config.finetune, epochs=epochs, max_lr=CODEBOOK_LR, gradual=0.0)
     train(model, part, recipe, held=Held(labels=labels, teacher=teacher))
     settle(model, labels)
 

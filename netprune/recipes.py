@@ -42,6 +42,8 @@ class TrainConfig:
     """Decay a step, in [0, 1), of the average of the weights that is validated and given back; 0 for none."""
     distillation: float = 0.0
     """Share of the loss that is the divergence from a teacher's outputs, in [0, 1]; above 0 it needs a teacher."""
+    gradual: float = 0.0
+    """Share of the steps, in [0, 1), over which a finetuning's sparsity rises; 0 prunes in one shot before it."""
     seed: int = 0
     """Order, crops, flips and dropout."""
     format: Format = field(default_factory=Format)
@@ -60,6 +62,7 @@ class TrainConfig:
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
             "ema": (0 <= self.ema < 1, "from 0 to below 1"),
             "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
+            "gradual": (0 <= self.gradual < 1, "from 0 to below 1"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

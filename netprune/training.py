@@ -28,6 +28,7 @@ TEMPERATURE = 4.0
 Precision = Literal["auto", "fp32", "bf16"]
 PRECISIONS = get_args(Precision)
 COMPILE_AFTER_SECONDS = 30 * 60
+RISES = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +76,9 @@ class Held:
     """Of codebooks: weights that share an entry go on sharing it."""
     teacher: nn.Module | None = None
     """The network whose outputs a recipe with distillation goes by; left alone."""
+    rising: Callable[[float], Masks] | None = None
+    """For a recipe with gradual sparsity, in place of `masks`: how much of the sparsity is due, in (0, 1] → masks of
+    the network as it is then. What is pruned already has to stay so."""
 
 
 NOTHING, NOBODY = Held(), Callbacks()
@@ -104,12 +108,14 @@ def train(
 
     Raises:
         DivergedError: if the loss becomes infinite or not a number.
-        InputError: if there are fewer than two training images, or a teacher is missing.
+        InputError: if there are fewer than two training images, or a teacher or rising masks are missing.
     """
     if len(dataset.train) < 2:
         raise InputError(f"{dataset.name} has {len(dataset.train)} training images; training needs at least 2.")
     if config.distillation and held.teacher is None:
         raise InputError(f"distillation is {config.distillation}, and there is no teacher to learn from.")
+    if config.gradual and held.rising is None:
+        raise InputError(f"gradual is {config.gradual}, and there are no rising masks to go by.")
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
@@ -129,17 +135,18 @@ def train(
 def fit_to_device(
     model: nn.Module, dataset: Dataset, config: TrainConfig, precision: Precision = "auto"
 ) -> tuple[TrainConfig, float]:
-    """The recipe in the format that is fastest for this network on its device, and about how long an epoch will take.
+    """The recipe in a format of that precision, and about how long an epoch will take.
 
-    A measurement of a few seconds; where the training takes over half an hour, compilation is tried as well, which
-    takes a minute.
+    `auto` measures for a few seconds which format is fastest for this network on its device; where the training takes
+    over half an hour, compilation is tried as well, which takes a minute. What it chooses may hang on what else the
+    machine does. `fp32` and `bf16` are channels_last in that number format without a choice, so that the same seed
+    gives the same bits on the same machine.
 
     Args:
         model: left alone.
         dataset: a batch of its training images is taken.
         config: the recipe; its own format is not heeded.
-        precision: `fp32` or `bf16` leave only the layout to be chosen (bf16 is always channels_last: the other is
-            slower than fp32).
+        precision: see above.
 
     Returns:
         The recipe, and seconds an epoch.
@@ -151,11 +158,11 @@ def fit_to_device(
         raise InputError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
     split = dataset.train.first(config.batch_size)
     images = normalise(split.images, dataset)
-    if precision == "bf16":
-        found = Format(bf16=True, channels_last=True)
+    if precision != "auto":
+        found = Format(bf16=precision == "bf16", channels_last=True)
         seconds = training_seconds(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
-    else:
-        found, seconds = choose_format(model, images, split.labels, bf16=precision == "auto")
+        return replace(config, format=found), seconds * len(dataset.train)
+    found, seconds = choose_format(model, images, split.labels)
     seconds *= len(dataset.train)
     if seconds * config.epochs > COMPILE_AFTER_SECONDS:
         found = compiled_if_faster(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
@@ -167,11 +174,14 @@ class _Loop:
 
     def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, held: Held) -> None:
         self.model, self.dataset, self.config, self.held = model, dataset, config, held
-        self.epochs_done, self.learning_rate = 0, 0.0
+        self.epochs_done, self.steps_done, self.learning_rate = 0, 0, 0.0
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = make_optimizer(model, config)
         self.steps = steps_per_epoch(len(dataset.train), config.batch_size)
         self.scheduler = make_schedule(self.optimizer, config, config.epochs * self.steps)
+        self.rising_steps = config.gradual * config.epochs * self.steps
+        self.masks: Masks = held.masks
+        self._rise()
         self.run = torch.compile(model) if config.format.compiled else model
         # the first epoch's mirrored images where flips alternate: a draw of its own, so that resuming needs no state
         own = torch.Generator().manual_seed(config.seed)
@@ -240,11 +250,24 @@ class _Loop:
         if math.isfinite(self.config.grad_clip):
             nn.utils.clip_grad_value_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
-        apply_masks(self.model, self.held.masks)
+        self.steps_done += 1
+        self._rise()
+        apply_masks(self.model, self.masks)
         self.learning_rate = float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+
+    def _rise(self) -> None:
+        """New masks where they are due, twenty times in all: s (1 − (1 − t)³) at a share t of the way.
+
+        Zhu & Gupta 2017 (arXiv:1710.01878).
+        """
+        if not self.rising_steps or self.held.rising is None:
+            return
+        before, now = (min(RISES, int(RISES * n / self.rising_steps)) for n in (self.steps_done - 1, self.steps_done))
+        if now > before or not self.masks:
+            self.masks = self.held.rising(1 - (1 - max(now, 1) / RISES) ** 3)
 
     def snapshot(self) -> Snapshot:
         device = next(self.model.parameters()).device
@@ -269,6 +292,9 @@ class _Loop:
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.scheduler.load_state_dict(snapshot["scheduler"])
         self.epochs_done = snapshot["epochs_done"]
+        self.steps_done = self.epochs_done * self.steps
+        self.masks = self.held.masks
+        self._rise()  # zeros go first again: the same masks
         self.generator.set_state(snapshot["order_state"])
         torch.set_rng_state(snapshot["torch_state"])
         if snapshot["cuda_state"] is not None:

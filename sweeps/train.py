@@ -26,7 +26,9 @@ FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed"
 @click.option("--max-lr", type=AutoOr(float), default=AUTO, help="Peak of the learning rate.")
 @click.option("--weight-decay", type=AutoOr(float), default=AUTO, help="L2 term of the optimiser.")
 @click.option("--grad-clip", type=AutoOr(float), default=AUTO, help="Gradient values are clipped to ± this.")
-@click.option("--precision", default="auto", help="auto: what is fastest here; fp32 or bf16.")
+@click.option(
+    "--precision", default="auto", help="auto: what is fastest here; fp32 or bf16 repeat themselves bit by bit."
+)
 @click.option("--seed", default=0, help="Initial weights, order, crops, flips and dropout.")
 @click.option(
     "--resume",
@@ -39,9 +41,7 @@ def main(
     dataset: str, data_dir: str, device: str, recipe: str, precision: Precision, resume: str, **options: Any
 ) -> None:
     """Train Net10 or VGG16; each epoch's figures, the last and best checkpoint and the best network go to MLflow."""
-    figures = {
-        name: options.pop(name) for name in ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
-    }
+    figures = {name: options.pop(name) for name in FIGURES}
     outcome = run_training(
         TrainRequest(
             data=DataRequest(dataset=dataset, data_dir=data_dir, device=device),

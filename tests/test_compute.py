@@ -222,12 +222,6 @@ def test_choose_format_stays_plain_for_less_than_it_is_worth(monkeypatch, net):
     assert choose_format(net, images(64), LABELS)[0] != Format()
 
 
-def test_choose_format_without_bf16_never_tries_it(monkeypatch, net):
-    asked = trained(monkeypatch, lambda form: 1e-7 if form.bf16 else 1e-3)
-    assert not choose_format(net, images(64), LABELS, bf16=False)[0].bf16
-    assert not any(form.bf16 for form, _ in asked)
-
-
 @pytest.mark.parametrize(("rough", "probe"), [(1e-6, 64), (0.05, 10), (30.0, 4)])
 def test_choose_format_of_a_slow_network_takes_small_probes(monkeypatch, net, rough, probe):
     asked = trained(monkeypatch, lambda _: rough)

@@ -21,9 +21,10 @@ from netprune.training import Callbacks, Held, train
 
 RECIPE = TrainConfig(epochs=2, batch_size=16, seed=4)
 ONE_SHOT, FINETUNED = PruneConfig(), PruneConfig(finetune=RECIPE)
+GRADUAL = PruneConfig(finetune=replace(RECIPE, gradual=0.5))
 
 
-@pytest.mark.parametrize("config", [ONE_SHOT, FINETUNED], ids=["one shot", "finetuned"])
+@pytest.mark.parametrize("config", [ONE_SHOT, FINETUNED, GRADUAL], ids=["one shot", "finetuned", "gradual"])
 def test_prune_candidate_with_the_documents_allocation_prunes_exact_counts(tiny_net, tiny_dataset, tiny_header, config):
     allocation = document(shapes_of(tiny_net))
     result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
@@ -91,6 +92,14 @@ def test_prune_candidate_never_reads_the_test_split(tiny_net, tiny_dataset, tiny
         tiny_net, replace(tiny_dataset, test=None), tiny_header, {"conv2.0.weight": 0.5}, FINETUNED
     )
     assert result.val.count == 24
+
+
+@pytest.mark.parametrize("name", ["taylor", "random"])
+def test_prune_candidate_by_and_by_with_any_criterion_ends_exact(tiny_net, tiny_dataset, tiny_header, name):
+    allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
+    result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, replace(GRADUAL, saliency=name))
+    sizes = {name: w.numel() for name, w in prunable_weights(tiny_net).items()}
+    assert result.measured == pytest.approx({name: round(0.6 * size) / size for name, size in sizes.items()})
 
 
 def test_prune_candidate_twice_gives_the_same_bytes(tiny_net, tiny_dataset, tiny_header):

@@ -31,6 +31,8 @@ from netprune.recipes import RECIPES, TrainConfig, recipe
         ("ema", 1.0),
         ("ema", -0.1),
         ("distillation", 1.1),
+        ("gradual", 1.0),
+        ("gradual", -0.1),
     ],
 )
 def test_train_config_bad_value_is_refused_by_name(name, value):
@@ -42,7 +44,7 @@ def test_train_config_defaults_are_the_documents():
     config = TrainConfig()
     assert (config.epochs, config.max_lr, config.weight_decay, config.grad_clip) == (20, 0.01, 1e-4, 0.1)
     assert (config.optimizer, config.schedule) == ("adam", "one_cycle")
-    assert not any((config.label_smoothing, config.alternating_flip, config.ema, config.distillation))
+    assert not any((config.label_smoothing, config.alternating_flip, config.ema, config.distillation, config.gradual))
 
 
 @pytest.mark.parametrize("name", RECIPES)

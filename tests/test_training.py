@@ -15,8 +15,8 @@ from netprune.data import Split
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.loader import train_batches
-from netprune.masks import apply_masks, make_masks
-from netprune.models import prunable_weights, weights_digest
+from netprune.masks import apply_masks, make_masks, measured_sparsity
+from netprune.models import Architecture, build_model, prunable_weights, weights_digest
 from netprune.optimizers import linear_schedule
 from netprune.recipes import TrainConfig, recipe
 from netprune.training import Callbacks, Held, distillation_loss, fit_to_device, train
@@ -349,7 +349,7 @@ def test_fit_to_device_gives_a_format_of_that_precision_and_leaves_the_network_a
     digest, modes, state = weights_digest(tiny_net), [m.training for m in tiny_net.modules()], torch.get_rng_state()
     config, seconds = fit_to_device(tiny_net, tiny_dataset, SHORT, precision)
     assert replace(config, format=Format()) == SHORT
-    assert precision == "auto" or config.format.bf16 == (precision == "bf16")
+    assert precision == "auto" or config.format == Format(bf16=precision == "bf16", channels_last=True)
     assert not config.format.compiled  # a training of seconds is not worth it
     assert 0 < seconds < 60
     assert weights_digest(tiny_net) == digest
@@ -372,3 +372,51 @@ def test_fit_to_device_of_a_long_training_tries_compilation(tiny_dataset, tiny_n
 def test_fit_to_device_of_an_unknown_precision_names_the_known_ones(tiny_dataset, tiny_net):
     with pytest.raises(InputError, match=r"precision is 'fp8'; it must be auto, fp32 or bf16"):
         fit_to_device(tiny_net, tiny_dataset, SHORT, "fp8")
+
+
+def test_train_gradual_without_rising_masks_is_refused(tiny_dataset, tiny_net):
+    with pytest.raises(InputError, match=r"gradual is 0.5, and there are no rising masks"):
+        train(tiny_net, tiny_dataset, replace(SHORT, gradual=0.5))
+
+
+def rising_half(model, asked):
+    """Rising masks of half of every weight tensor; `asked` gathers the shares that were due."""
+
+    def rising(share):
+        asked.append(share)
+        return make_masks(model, dict.fromkeys(prunable_weights(model), 0.5 * share))
+
+    return rising
+
+
+def test_train_gradual_raises_the_sparsity_by_the_cubic_and_ends_exact(tiny_dataset, tiny_net):
+    asked, zeros = [], []
+
+    def on_step(*_):
+        zeros.append(measured_sparsity(tiny_net)["res2.0.0.weight"])
+
+    config = TrainConfig(epochs=4, batch_size=6, max_lr=0.02, gradual=0.5)  # 48 steps, 24 of them on the way
+    held = Held(rising=rising_half(tiny_net, asked))
+    train(tiny_net, tiny_dataset, config, held=held, callbacks=Callbacks(on_step=on_step))
+    ways = [int(20 * n / 24) / 20 for n in range(25)]
+    expected = [1 - (1 - way) ** 3 for way in dict.fromkeys(ways) if way]
+    assert asked == pytest.approx(expected[:1] + expected if ways[1] == 0 else expected)
+    assert zeros == sorted(zeros)
+    assert zeros[0] < 0.2
+    assert all(value == pytest.approx(0.5, abs=1e-3) for value in zeros[24:])
+    assert {name: round(value, 2) for name, value in measured_sparsity(tiny_net).items()} == dict.fromkeys(
+        prunable_weights(tiny_net), 0.5
+    )
+
+
+def test_train_gradual_resumed_equals_the_uninterrupted_training(tiny_dataset):
+    config, snapshots = TrainConfig(epochs=4, batch_size=24, max_lr=0.02, gradual=0.8), []
+
+    def trained(resume=None, on_epoch=None):
+        model = build_model(Architecture(name="net10", num_classes=3, width=2), seed=0)
+        held, told = Held(rising=rising_half(model, [])), Callbacks(on_epoch=on_epoch)
+        train(model, tiny_dataset, config, held=held, callbacks=told, resume=resume)
+        return weights_digest(model)
+
+    whole = trained(on_epoch=lambda _, snapshot: snapshots.append(snapshot()))
+    assert [trained(resume=snapshot) for snapshot in snapshots[:3]] == [whole] * 3

@@ -14,7 +14,7 @@ from netprune.packing import pack
 from netprune.pruning import PruneConfig, PruneResult, finetune_config, prune_candidate
 from netprune.quantise import Values
 from netprune.sensitivity import Sensitivity
-from netprune.training import Callbacks
+from netprune.training import Callbacks, fit_to_device
 from sweeps import registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.scanning import ScanRequest, run_scan
@@ -186,6 +186,8 @@ class _Session:
     def __init__(self, source: Source, study: SparsityStudy, request: SearchRequest) -> None:
         self.source, self.study, self.request = source, study, request
         finetune = finetune_config(request.finetune_epochs, batch_size=request.batch_size, seed=request.seed)
+        if finetune:
+            finetune, _ = fit_to_device(source.model, source.dataset, finetune, request.scan.config.precision)
         self.config = PruneConfig(
             saliency=request.scan.saliency, finetune=finetune, values=Values.parse(request.values)
         )

@@ -1,0 +1,142 @@
+"""Which finetune recipe recovers most, at 90, 95 and 98 % sparsity, after one epoch: validation accuracy and seconds.
+
+Every recipe finetunes the same pruned network (kept norm, magnitude) with the same seeds. `recalibrated` is the first
+recipe's network with batch normalisation's statistics taken again afterwards; `no finetuning` is what pruning leaves,
+and `recalibrated alone` that with new statistics, in a second and without an epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from netprune.allocation import kept_norm
+from netprune.evaluation import evaluate
+from netprune.pruning import PruneConfig, prune_and_finetune, pruned_copy
+from netprune.recalibration import recalibrate
+from netprune.recipes import TrainConfig, recipe
+from netprune.training import PRECISIONS, fit_to_device
+
+DENSITIES = (0.1, 0.05, 0.02)
+QUICK_DENSITIES = (0.05,)
+REFERENCE = "document"
+AT = 0.05
+SGD: dict[str, Any] = {"optimizer": "sgd", "schedule": "linear", "grad_clip": math.inf, "weight_decay": 5e-4}
+VARIANTS: dict[str, dict[str, Any]] = {
+    REFERENCE: {},
+    "peak 0.003": {"max_lr": 0.003},
+    "peak 0.02": {"max_lr": 0.02},
+    "linear": {"schedule": "linear", "warm_up": 0.1},
+    "no clipping": {"grad_clip": math.inf},
+    "sgd 0.05": {**SGD, "max_lr": 0.05},
+    "sgd 0.1": {**SGD, "max_lr": 0.1},
+    "sgd 0.2": {**SGD, "max_lr": 0.2},
+    "distillation 0.5": {"distillation": 0.5},
+    "distillation 0.9": {"distillation": 0.9},
+    "gradual 0.3": {"gradual": 0.3},
+    "gradual 0.5": {"gradual": 0.5},
+    "ema 0.98": {"ema": 0.98},
+    "small batches": {"batch_size": 128},
+}
+"""Name → what differs from the document's recipe of the training."""
+UNTRAINED = ("no finetuning", "recalibrated alone")
+RECALIBRATED = "recalibrated"
+
+
+def finetuned(setting: Setting, density: float, config: TrainConfig, precision: Any) -> dict[str, float]:
+    """Accuracy in percent after finetuning, and after new statistics on top; seconds of the finetuning."""
+    fitted, _ = fit_to_device(setting.model, setting.dataset, config, precision)
+    start = time.perf_counter()
+    sparsity = kept_norm(setting.model, density)
+    model = prune_and_finetune(setting.model, setting.dataset, sparsity, PruneConfig(finetune=fitted))
+    seconds = time.perf_counter() - start
+    return {"accuracy": _accuracy(setting, model), RECALIBRATED: _recalibrated(setting, model), "seconds": seconds}
+
+
+def untrained(setting: Setting, density: float) -> dict[str, float]:
+    """The same without an epoch."""
+    model, _ = pruned_copy(setting.model, setting.dataset, kept_norm(setting.model, density))
+    return {UNTRAINED[0]: _accuracy(setting, model), UNTRAINED[1]: _recalibrated(setting, model)}
+
+
+def main() -> None:
+    options = _options()
+    setting = open_setting(options)
+    densities = QUICK_DENSITIES if options.quick else DENSITIES
+    kept = Path(options.kept) if options.kept else None
+    known = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    for name in options.only or VARIANTS:
+        for density in densities:
+            for seed in range(options.seeds):
+                key = f"{name}|{density}|{seed}"
+                if key not in known:
+                    known[key] = finetuned(setting, density, _config(options, name, seed), options.precision)
+                    if kept:
+                        kept.write_text(json.dumps(known, indent=1))
+    print_table(
+        ["recipe", *(f"{100 * (1 - density):g} %" for density in densities), "seconds, of the document's"],
+        _rows(setting, known, densities, options),
+    )
+    print(f"validation accuracy in percent after {options.epochs} epochs, mean ± std over {options.seeds} seeds")
+    best = max(VARIANTS, key=lambda name: _mean(known, name, AT, options.seeds))
+    gain = _mean(known, best, AT, options.seeds) - _mean(known, REFERENCE, AT, options.seeds)
+    finish(options, {"results": known}, gain, f"points of {best!r} above {REFERENCE!r} at {100 * (1 - AT):g} %")
+
+
+def _rows(setting: Setting, known: dict[str, Any], densities: Any, options: argparse.Namespace) -> list[list[str]]:
+    alone = [untrained(setting, density) for density in densities]
+    rows = [[name, *(f"{found[name]:.2f}" for found in alone), "0"] for name in UNTRAINED]
+    shown = [(name, "accuracy") for name in options.only or VARIANTS]
+    seconds = np.mean([_values(known, REFERENCE, d, options.seeds, "seconds") for d in densities])
+    for name, what in [*shown, (REFERENCE, RECALIBRATED)]:
+        cells = [_values(known, name, density, options.seeds, what) for density in densities]
+        ratio = np.mean([_values(known, name, d, options.seeds, "seconds") for d in densities]) / seconds
+        label = name if what == "accuracy" else f"{name}, {RECALIBRATED}"
+        rows.append([label, *(f"{np.mean(c):.2f} ± {np.std(c, ddof=1):.2f}" for c in cells), f"{ratio:.2f}"])
+    return rows
+
+
+def _values(known: dict[str, Any], name: str, density: float, seeds: int, what: str = "accuracy") -> list[float]:
+    return [known[f"{name}|{density}|{seed}"][what] for seed in range(seeds) if f"{name}|{density}|{seed}" in known]
+
+
+def _mean(known: dict[str, Any], name: str, density: float, seeds: int) -> float:
+    return float(np.mean(_values(known, name, density, seeds) or [-math.inf]))
+
+
+def _config(options: argparse.Namespace, name: str, seed: int) -> TrainConfig:
+    common = {"epochs": options.epochs, "batch_size": options.batch_size, "seed": seed}
+    return recipe("document", **common | VARIANTS[name])
+
+
+def _accuracy(setting: Setting, model: Any) -> float:
+    return 100 * evaluate(model, setting.dataset.val, setting.dataset).accuracy
+
+
+def _recalibrated(setting: Setting, model: Any) -> float:
+    again = copy.deepcopy(model)
+    recalibrate(again, setting.dataset)
+    return _accuracy(setting, again)
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__ or "")
+    made.add_argument("--seeds", type=int, default=3, help="of the finetuning (default 3)")
+    made.add_argument("--epochs", type=int, default=1, help="of finetuning (default 1)")
+    made.add_argument("--batch-size", type=int, default=256, help="images a step (default 256)")
+    made.add_argument("--precision", choices=PRECISIONS, default="auto")
+    made.add_argument("--only", nargs="+", choices=VARIANTS, help="these recipes (default all)")
+    made.add_argument("--kept", help="file in which results are kept, so that a run can go on")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()

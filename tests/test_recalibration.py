@@ -1,0 +1,60 @@
+"""New statistics for batch normalisation: averages, and nothing else changes."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from netprune.evaluation import evaluate
+from netprune.loader import normalise
+from netprune.models import prunable_weights
+from netprune.pruning import pruned_copy
+from netprune.recalibration import recalibrate
+from netprune.recipes import TrainConfig
+from netprune.training import train
+
+
+def norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_recalibrate_takes_the_averages_of_the_training_images(tiny_dataset, tiny_net):
+    recalibrate(tiny_net, tiny_dataset, images=48)
+    first, reached = tiny_net.conv1[0], norms(tiny_net)[0]
+    given = first(normalise(tiny_dataset.train.images[:48], tiny_dataset))
+    torch.testing.assert_close(reached.running_mean, given.mean((0, 2, 3)))
+    torch.testing.assert_close(reached.running_var, given.var((0, 2, 3)))
+
+
+def test_recalibrate_leaves_weights_modes_momentum_and_the_generator_alone(tiny_dataset, tiny_net):
+    tiny_net.res1.eval()
+    before = {name: p.clone() for name, p in tiny_net.named_parameters()}
+    modes, momenta, state = [m.training for m in tiny_net.modules()], [n.momentum for n in norms(tiny_net)], None
+    state = torch.get_rng_state()
+    recalibrate(tiny_net, tiny_dataset)
+    assert all(torch.equal(p, before[name]) for name, p in tiny_net.named_parameters())
+    assert [n.momentum for n in norms(tiny_net)] == momenta
+    assert tiny_net.training == modes[0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_recalibrate_brings_back_what_pruning_alone_lost(tiny_dataset, tiny_net):
+    train(tiny_net, tiny_dataset, TrainConfig(epochs=6, batch_size=24, max_lr=0.02))
+    sparsity = dict.fromkeys(prunable_weights(tiny_net), 0.5)
+    pruned, _ = pruned_copy(tiny_net, tiny_dataset, sparsity)
+    before = evaluate(pruned, tiny_dataset.val, tiny_dataset)
+    recalibrate(pruned, tiny_dataset)
+    assert evaluate(pruned, tiny_dataset.val, tiny_dataset).loss < before.loss
+
+
+def test_recalibrate_never_takes_a_batch_of_one(tiny_dataset, tiny_net):
+    repeated = tiny_dataset.train.take(torch.arange(257) % 72)
+    recalibrate(tiny_net, replace(tiny_dataset, train=repeated), images=257)
+    assert all(norm.running_var.isfinite().all() for norm in norms(tiny_net))
+
+
+def test_recalibrate_network_without_normalisation_is_left_alone(tiny_dataset):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))
+    before = model[1].weight.clone()
+    recalibrate(model, tiny_dataset)
+    assert torch.equal(model[1].weight, before)
