@@ -34,12 +34,14 @@ from torch import Tensor, nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import kept_norm
+from netprune.compute import Format
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity, apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader, pack, unpack
-from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune, quantise_and_train
+from netprune.pruning import PruneConfig, prune_and_finetune, quantise_and_train
 from netprune.quantise import Values, quantise
+from netprune.recipes import TrainConfig
 
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
 QUICK_DENSITIES = (0.1, 0.01)
@@ -289,7 +291,7 @@ def _smallest_other(lossless: Mapping[str, tuple[int, float, float]]) -> int:
 def _accuracy(subject: Subject, state: State) -> tuple[float, float]:
     if subject.setting is None:
         return float("nan"), float("nan")
-    model = copy.deepcopy(subject.model)
+    model = copy.deepcopy(subject.model).to(memory_format=torch.channels_last)  # twice as fast
     model.load_state_dict(dict(state))
     found = evaluate(model, subject.setting.dataset.val, subject.setting.dataset)
     return 100 * found.accuracy, found.loss
@@ -306,8 +308,8 @@ def _header(model: nn.Module, width: int, setting: Setting | None) -> PackedHead
     )
 
 
-def _finetune(setting: Setting) -> Any:
-    return finetune_config(1, batch_size=setting.options.batch_size)
+def _finetune(setting: Setting) -> TrainConfig:
+    return TrainConfig(epochs=1, batch_size=setting.options.batch_size, format=Format(channels_last=True))
 
 
 def _open(options: argparse.Namespace) -> Setting:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netprune.data import Dataset, Split
-from netprune.streaming import streamed_batches
 
 CROP_PADDING = 4
 
@@ -46,6 +45,8 @@ def train_batches(
     flips = flips if dataset.flip else torch.zeros(count, dtype=torch.bool)
     batches = torch.split(order, batch_size)[: steps_per_epoch(count, batch_size)]
     if split.streamed:
+        from netprune.streaming import streamed_batches  # torchvision takes seconds to import
+
         yield from streamed_batches(dataset, batches, flips, CROP_PADDING, generator)
         return
     # drawn for the whole epoch, so that a GPU is not waited for in every step
