@@ -18,10 +18,11 @@ import numpy as np
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import ALLOCATORS, Basis, kept_norm, knapsack
 from netprune.masks import Sparsity
+from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune, pruned_copy
 from netprune.recipes import TrainConfig
 from netprune.scanner import scan
-from netprune.training import PRECISIONS, Held, fit_to_device, train
+from netprune.training import Held, train
 
 DENSITIES = (0.2, 0.1, 0.05, 0.03, 0.02)
 QUICK_DENSITIES = (0.1, 0.05)

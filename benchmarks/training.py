@@ -31,8 +31,9 @@ from netprune.compute import Format
 from netprune.data import Dataset, Split, load_dataset
 from netprune.models import Architecture, build_model
 from netprune.optimizers import make_schedule
+from netprune.precision import fit_to_device
 from netprune.recipes import TrainConfig, recipe
-from netprune.training import fit_to_device, train
+from netprune.training import train
 
 WIDTHS, QUICK_WIDTHS = (16, 64, 128), (16,)
 FIGURE_WIDTH = 128

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
@@ -9,14 +12,67 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from netprune.recipes import TrainConfig
 
 MOMENTUM = 0.9
+MUON_BETAS = (0.9, 0.99)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """torch's Muon for weights, each as a matrix with a row an output channel; its AdamW for all other parameters.
+
+    Muon's step is the momentum with all its singular values brought near one (Jordan 2024,
+    kellerjordan.github.io/posts/muon), scaled so that its size is that of a step of AdamW (arXiv:2502.16982): one
+    learning rate serves both. The decay is decoupled, and of weights alone.
+    """
+
+    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float) -> None:
+        self.weights = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        # a weight may change its memory format between steps, so that no view of it lasts: `step` makes them
+        self.matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in self.weights]
+        fused = next(model.parameters()).device.type in ("cpu", "cuda")
+        self.muon = torch.optim.Muon(self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(others, lr=lr, betas=MUON_BETAS, weight_decay=0.0, fused=fused)
+        super().__init__([{"params": self.weights}, {"params": others}], {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient.
+
+        Raises:
+            ValueError: if given a closure, which nothing here needs.
+        """
+        if closure is not None:
+            raise ValueError("this optimiser takes no closure")
+        for inner, group in zip((self.muon, self.adamw), self.param_groups, strict=True):
+            inner.param_groups[0]["lr"] = group["lr"]
+        for weight, matrix in zip(self.weights, self.matrices, strict=True):
+            matrix.data = weight.detach().flatten(1)
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        self.muon.step()  # type: ignore[no-untyped-call]
+        for weight, matrix in zip(self.weights, self.matrices, strict=True):
+            weight.copy_(matrix.view(weight.shape))
+        self.adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of both."""
+        rates = [group["lr"] for group in self.param_groups]
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict(), "rates": rates}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+        for group, rate in zip(self.param_groups, state_dict["rates"], strict=True):
+            group["lr"] = rate
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The recipe's optimiser over all of a network's parameters."""
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    if config.optimizer == "muon":
+        return MuonAdamW(model, lr=config.max_lr, weight_decay=config.weight_decay)
     if config.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay, fused=fused)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
@@ -26,7 +82,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 def make_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
     """The learning rate over `steps` steps in all."""
     if config.schedule == "one_cycle":
-        return OneCycleLR(optimizer, max_lr=config.max_lr, total_steps=steps)
+        turned = config.optimizer != "muon"  # its momentum stays
+        return OneCycleLR(optimizer, max_lr=config.max_lr, total_steps=steps, cycle_momentum=turned)
     return LambdaLR(optimizer, lambda step: linear_schedule(step, steps, config.warm_up))
 
 

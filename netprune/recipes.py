@@ -22,8 +22,8 @@ class TrainConfig:
     """Passes over the training split, at least 1."""
     batch_size: int = 256
     """Images a step, at least 2 (batch normalisation needs two)."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """`sgd`: Nesterov momentum of 0.9, and no decay of biases and normalisation."""
+    optimizer: Literal["adam", "sgd", "muon"] = "adam"
+    """`sgd`: Nesterov momentum of 0.9, and no decay of biases and normalisation. `muon`: see `MuonAdamW`."""
     max_lr: float = 0.01
     """Peak of the learning rate, above 0."""
     schedule: Literal["one_cycle", "linear"] = "one_cycle"
@@ -31,7 +31,7 @@ class TrainConfig:
     warm_up: float = 0.2
     """Share of the steps before the peak of a linear schedule, in [0, 1)."""
     weight_decay: float = 1e-4
-    """Added to the gradient as a multiple of the weight (the L2 form), at least 0."""
+    """At least 0. Added to the gradient as a multiple of the weight (the L2 form); Muon's is decoupled from it."""
     grad_clip: float = 0.1
     """Each gradient value is clipped to ± this, above 0; infinite for no clipping."""
     label_smoothing: float = 0.0
@@ -53,7 +53,7 @@ class TrainConfig:
         rules = {
             "epochs": (self.epochs >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 2, "at least 2"),
-            "optimizer": (self.optimizer in ("adam", "sgd"), "adam or sgd"),
+            "optimizer": (self.optimizer in ("adam", "sgd", "muon"), "adam, sgd or muon"),
             "max_lr": (0 < self.max_lr < math.inf, "above 0"),
             "schedule": (self.schedule in ("one_cycle", "linear"), "one_cycle or linear"),
             "warm_up": (0 <= self.warm_up < 1, "from 0 to below 1"),
@@ -73,15 +73,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "document": {},
     "fast": {
         "epochs": 10,
-        "batch_size": 256,
-        "optimizer": "sgd",
-        "max_lr": 0.2,
+        "optimizer": "muon",
         "schedule": "linear",
-        "weight_decay": 5e-4,
+        "weight_decay": 0.05,
         "grad_clip": math.inf,
         "label_smoothing": 0.1,
         "alternating_flip": True,
-        "ema": 0.0,
     },
 }
 """Name → what differs from `TrainConfig`'s defaults."""

@@ -6,28 +6,24 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from netprune.compute import PROBE_IMAGES, Format, choose_format, compiled_if_faster, training_seconds
 from netprune.data import Dataset
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
-from netprune.loader import normalise, steps_per_epoch, train_batches
+from netprune.loader import steps_per_epoch, train_batches
 from netprune.masks import Masks, apply_masks
 from netprune.optimizers import make_optimizer, make_schedule
 from netprune.quantise import Labels, share_gradients
 from netprune.recipes import TrainConfig
 
 TEMPERATURE = 4.0
-Precision = Literal["auto", "fp32", "bf16"]
-PRECISIONS = get_args(Precision)
-COMPILE_AFTER_SECONDS = 30 * 60
 RISES = 20
 
 
@@ -130,43 +126,6 @@ def train(
         if loop.average is not None:
             model.load_state_dict(loop.average.module.state_dict())
     return results
-
-
-def fit_to_device(
-    model: nn.Module, dataset: Dataset, config: TrainConfig, precision: Precision = "auto"
-) -> tuple[TrainConfig, float]:
-    """The recipe in a format of that precision, and about how long an epoch will take.
-
-    `auto` measures for a few seconds which format is fastest for this network on its device; where the training takes
-    over half an hour, compilation is tried as well, which takes a minute. What it chooses may hang on what else the
-    machine does. `fp32` and `bf16` are channels_last in that number format without a choice, so that the same seed
-    gives the same bits on the same machine.
-
-    Args:
-        model: left alone.
-        dataset: a batch of its training images is taken.
-        config: the recipe; its own format is not heeded.
-        precision: see above.
-
-    Returns:
-        The recipe, and seconds an epoch.
-
-    Raises:
-        InputError: for an unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
-    split = dataset.train.first(config.batch_size)
-    images = normalise(split.images, dataset)
-    if precision != "auto":
-        found = Format(bf16=precision == "bf16", channels_last=True)
-        seconds = training_seconds(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
-        return replace(config, format=found), seconds * len(dataset.train)
-    found, seconds = choose_format(model, images, split.labels)
-    seconds *= len(dataset.train)
-    if seconds * config.epochs > COMPILE_AFTER_SECONDS:
-        found = compiled_if_faster(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
-    return replace(config, format=found), seconds
 
 
 class _Loop:

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from netprune import recipes
+from netprune.precision import Precision
 from netprune.recipes import RECIPES
-from netprune.training import Precision
 from sweeps.command import AUTO, AutoOr, command, data_options, model_options
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.training import NEWEST, TrainRequest, run_training

@@ -18,7 +18,7 @@ LAYERS = (
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
     {"streaming", "tensors"},
     {"loader", "packing"},
-    {"evaluation", "gradients", "recalibration"},
+    {"evaluation", "gradients", "precision", "recalibration"},
     {"training", "sensitivity", "onnx"},
     {"curves", "grid"},
     {"knapsack"},

@@ -10,9 +10,10 @@ from PIL import Image
 from netprune import data, image_folder, streaming
 from netprune.data import Split, load_dataset
 from netprune.loader import normalise, steps_per_epoch, train_batches
+from netprune.precision import fit_to_device
 from netprune.recipes import recipe
 from netprune.streaming import streamed_batches
-from netprune.training import fit_to_device, train
+from netprune.training import train
 
 CPU = torch.device("cpu")
 

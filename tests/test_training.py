@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from netprune import compute, training
+from netprune import training
 from netprune.compute import Format
 from netprune.data import Split
 from netprune.errors import DivergedError, InputError
@@ -19,7 +19,7 @@ from netprune.masks import apply_masks, make_masks, measured_sparsity
 from netprune.models import Architecture, build_model, prunable_weights, weights_digest
 from netprune.optimizers import linear_schedule
 from netprune.recipes import TrainConfig, recipe
-from netprune.training import Callbacks, Held, distillation_loss, fit_to_device, train
+from netprune.training import Callbacks, Held, distillation_loss, train
 
 SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
 
@@ -124,8 +124,9 @@ def test_train_with_a_mask_on_one_layer_leaves_the_others_dense(tiny_dataset, ti
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-@pytest.mark.parametrize("masked", [False, True])
-def test_train_resumed_from_a_file_equals_the_uninterrupted_training(tiny_dataset, tiny_net, stop, masked):
+@pytest.mark.parametrize(("masked", "optimizer"), [(False, "adam"), (True, "adam"), (True, "sgd"), (True, "muon")])
+def test_train_resumed_from_a_file_equals_the_uninterrupted_training(tiny_dataset, tiny_net, stop, masked, optimizer):
+    config = replace(SHORT, optimizer=optimizer)
     masks = make_masks(tiny_net, dict.fromkeys(prunable_weights(tiny_net), 0.5)) if masked else {}
     kept, whole = {}, []
 
@@ -133,7 +134,7 @@ def test_train_resumed_from_a_file_equals_the_uninterrupted_training(tiny_datase
         whole.append(result)
         kept[result.epoch] = through_a_file(snapshot())
 
-    uninterrupted = trained(tiny_net, tiny_dataset, held=Held(masks=masks), callbacks=Callbacks(on_epoch=keep))
+    uninterrupted = trained(tiny_net, tiny_dataset, config, held=Held(masks=masks), callbacks=Callbacks(on_epoch=keep))
     steps = []
     fresh = copy.deepcopy(tiny_net)
     with torch.no_grad():
@@ -141,7 +142,7 @@ def test_train_resumed_from_a_file_equals_the_uninterrupted_training(tiny_datase
     results = train(
         fresh,
         tiny_dataset,
-        SHORT,
+        config,
         held=Held(masks=masks),
         resume=kept[stop],
         callbacks=Callbacks(on_step=lambda done, total: steps.append((done, total))),
@@ -317,7 +318,8 @@ def test_train_compiled_equals_plain_training_closely(tiny_dataset, tiny_net, mo
 
 
 def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
-    config = recipe("fast", epochs=2, batch_size=20, seed=3, max_lr=0.01, weight_decay=0.1)
+    changes = {"optimizer": "sgd", "max_lr": 0.01, "weight_decay": 0.1}
+    config = recipe("fast", epochs=2, batch_size=20, seed=3, **changes)
     reference = copy.deepcopy(tiny_net)
     train(tiny_net, tiny_dataset, config)
     decayed = [p for p in reference.parameters() if p.ndim > 1]
@@ -341,37 +343,6 @@ def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
                 step += 1
     for ours, theirs in zip(tiny_net.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("precision", training.PRECISIONS)
-def test_fit_to_device_gives_a_format_of_that_precision_and_leaves_the_network_alone(tiny_dataset, tiny_net, precision):
-    tiny_net.res1.eval()
-    digest, modes, state = weights_digest(tiny_net), [m.training for m in tiny_net.modules()], torch.get_rng_state()
-    config, seconds = fit_to_device(tiny_net, tiny_dataset, SHORT, precision)
-    assert replace(config, format=Format()) == SHORT
-    assert precision == "auto" or config.format == Format(bf16=precision == "bf16", channels_last=True)
-    assert not config.format.compiled  # a training of seconds is not worth it
-    assert 0 < seconds < 60
-    assert weights_digest(tiny_net) == digest
-    assert [m.training for m in tiny_net.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in tiny_net.parameters())
-
-
-@pytest.mark.parametrize("faster", [True, False])
-def test_fit_to_device_of_a_long_training_tries_compilation(tiny_dataset, tiny_net, monkeypatch, faster):
-    def seconds(model, images, labels, form):
-        return 1.0 if not form.compiled else 0.5 if faster else 2.0
-
-    monkeypatch.setattr(compute, "training_seconds", seconds)
-    config, epoch_seconds = fit_to_device(tiny_net, tiny_dataset, replace(SHORT, epochs=100))
-    assert config.format == Format(compiled=faster)
-    assert epoch_seconds == 72
-
-
-def test_fit_to_device_of_an_unknown_precision_names_the_known_ones(tiny_dataset, tiny_net):
-    with pytest.raises(InputError, match=r"precision is 'fp8'; it must be auto, fp32 or bf16"):
-        fit_to_device(tiny_net, tiny_dataset, SHORT, "fp8")
 
 
 def test_train_gradual_without_rising_masks_is_refused(tiny_dataset, tiny_net):

@@ -11,10 +11,11 @@ from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import Sparsity
 from netprune.models import prunable_weights
 from netprune.packing import pack
+from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, PruneResult, finetune_config, prune_candidate
 from netprune.quantise import Values
 from netprune.sensitivity import Sensitivity
-from netprune.training import Callbacks, fit_to_device
+from netprune.training import Callbacks
 from sweeps import registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.scanning import ScanRequest, run_scan

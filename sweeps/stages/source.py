@@ -14,8 +14,9 @@ from netprune.data import DATASETS, Dataset, load_dataset
 from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader
+from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune
-from netprune.training import Callbacks, fit_to_device
+from netprune.training import Callbacks
 from sweeps import registry, tracking
 from sweeps.progress import Progress
 

@@ -17,8 +17,9 @@ from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.models import Architecture, build_model, load_weights, read_state_dict
 from netprune.packing import pack
+from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
-from netprune.training import Callbacks, EpochResult, Precision, Snapshot, fit_to_device, train
+from netprune.training import Callbacks, EpochResult, Snapshot, train
 from sweeps import interrupts, registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.source import DataRequest, SourceRequest, header_for, open_data, short_name

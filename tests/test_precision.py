@@ -1,0 +1,46 @@
+"""The format a recipe gets on this device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from netprune import compute
+from netprune.compute import Format
+from netprune.errors import InputError
+from netprune.models import weights_digest
+from netprune.precision import PRECISIONS, fit_to_device
+from netprune.recipes import TrainConfig
+
+SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_fit_to_device_gives_a_format_of_that_precision_and_leaves_the_network_alone(tiny_dataset, tiny_net, precision):
+    tiny_net.res1.eval()
+    digest, modes, state = weights_digest(tiny_net), [m.training for m in tiny_net.modules()], torch.get_rng_state()
+    config, seconds = fit_to_device(tiny_net, tiny_dataset, SHORT, precision)
+    assert replace(config, format=Format()) == SHORT
+    assert precision == "auto" or config.format == Format(bf16=precision == "bf16", channels_last=True)
+    assert not config.format.compiled  # a training of seconds is not worth it
+    assert 0 < seconds < 60
+    assert weights_digest(tiny_net) == digest
+    assert [m.training for m in tiny_net.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in tiny_net.parameters())
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_fit_to_device_of_a_long_training_tries_compilation(tiny_dataset, tiny_net, monkeypatch, faster):
+    def seconds(model, images, labels, form):
+        return 1.0 if not form.compiled else 0.5 if faster else 2.0
+
+    monkeypatch.setattr(compute, "training_seconds", seconds)
+    config, epoch_seconds = fit_to_device(tiny_net, tiny_dataset, replace(SHORT, epochs=100))
+    assert config.format == Format(compiled=faster)
+    assert epoch_seconds == 72
+
+
+def test_fit_to_device_of_an_unknown_precision_names_the_known_ones(tiny_dataset, tiny_net):
+    with pytest.raises(InputError, match=r"precision is 'fp8'; it must be auto, fp32 or bf16"):
+        fit_to_device(tiny_net, tiny_dataset, SHORT, "fp8")
