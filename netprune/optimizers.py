@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from netprune.recipes import TrainConfig
 
 MOMENTUM = 0.9
 MUON_BETAS = (0.9, 0.99)
+LARGEST_MATRIX = 2048
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -20,18 +22,23 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon's step is the momentum with all its singular values brought near one (Jordan 2024,
     kellerjordan.github.io/posts/muon), scaled so that its size is that of a step of AdamW (arXiv:2502.16982): one
-    learning rate serves both. The decay is decoupled, and of weights alone.
+    learning rate serves both. Matrices whose shorter side is above 2,048 (VGG16's first linear layers) go by AdamW: the
+    products that bring out singular values would cost more than all passes. Decay is decoupled, and of weights alone.
     """
 
     def __init__(self, model: nn.Module, *, lr: float, weight_decay: float) -> None:
-        self.weights = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
+        parameters = list(model.parameters())
+        large = [p for p in parameters if p.ndim > 1 and _shorter_side(p) > LARGEST_MATRIX]
+        others = [p for p in parameters if p.ndim <= 1]
+        self.weights = [p for p in parameters if p.ndim > 1 and _shorter_side(p) <= LARGEST_MATRIX]
         # a weight may change its memory format between steps, so that no view of it lasts: `step` makes them
         self.matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in self.weights]
-        fused = next(model.parameters()).device.type in ("cpu", "cuda")
-        self.muon = torch.optim.Muon(self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.adamw = torch.optim.AdamW(others, lr=lr, betas=MUON_BETAS, weight_decay=0.0, fused=fused)
-        super().__init__([{"params": self.weights}, {"params": others}], {"lr": lr})
+        self.muon = torch.optim.Muon(
+            [{"params": self.matrices}], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        groups = [{"params": others, "weight_decay": 0.0}, {"params": large, "weight_decay": weight_decay}]
+        self.adamw = torch.optim.AdamW(groups, lr=lr, betas=MUON_BETAS, fused=_fusible(model))
+        super().__init__([{"params": self.weights}, {"params": others}, {"params": large}], {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -42,8 +49,9 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         if closure is not None:
             raise ValueError("this optimiser takes no closure")
-        for inner, group in zip((self.muon, self.adamw), self.param_groups, strict=True):
-            inner.param_groups[0]["lr"] = group["lr"]
+        inner = (*self.muon.param_groups, *self.adamw.param_groups)
+        for theirs, group in zip(inner, self.param_groups, strict=True):
+            theirs["lr"] = group["lr"]
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             matrix.data = weight.detach().flatten(1)
             matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
@@ -67,7 +75,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The recipe's optimiser over all of a network's parameters."""
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    fused = _fusible(model)
     if config.optimizer == "muon":
         return MuonAdamW(model, lr=config.max_lr, weight_decay=config.weight_decay)
     if config.optimizer == "adam":
@@ -97,3 +105,11 @@ def linear_schedule(step: int, steps: int, warm_up: float) -> float:
     if step < peak:
         return (step + 1) / (peak + 1)
     return max(steps - step, 0) / (steps - peak)
+
+
+def _fusible(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type in ("cpu", "cuda")
+
+
+def _shorter_side(weight: Tensor) -> int:
+    return min(weight.shape[0], math.prod(weight.shape[1:]))

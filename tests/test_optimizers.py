@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from netprune import optimizers
 from netprune.optimizers import MuonAdamW, linear_schedule, make_optimizer, make_schedule
 from netprune.recipes import TrainConfig
 
@@ -73,6 +74,20 @@ def test_muon_adamw_step_has_singular_values_near_one_in_units_of_its_rate(probl
     moved = torch.linalg.svdvals((model[0].weight.detach() - before).flatten(1)) / (0.01 * 0.2 * 27**0.5)
     assert moved.min() > 0.5
     assert moved.max() < 1.5
+
+
+def test_muon_adamw_moves_matrices_beyond_its_limit_as_adamw_does(problem, monkeypatch):
+    model, images, labels = problem
+    reference = copy.deepcopy(model)
+    monkeypatch.setattr(optimizers, "LARGEST_MATRIX", 2)
+    take_steps(model, [MuonAdamW(model, lr=0.01, weight_decay=0.2)], images, labels)
+    groups = [
+        {"params": [p for p in reference.parameters() if p.ndim > 1], "weight_decay": 0.2},
+        {"params": [p for p in reference.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    take_steps(reference, [torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.99))], images, labels)
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_muon_adamw_leaves_a_weight_without_gradient(problem):
