@@ -32,8 +32,8 @@ REFERENCE, AT = "lamp", 0.05
 
 def finetuned_accuracy(setting: Setting, sparsity: Sparsity, config: TrainConfig) -> float:
     """Validation accuracy, in percent, of a pruned and finetuned copy."""
-    model, masks = pruned_copy(setting.model, setting.dataset, sparsity)
-    return 100 * train(model, setting.dataset, config, held=Held(masks=masks))[-1].val.accuracy
+    pruned = pruned_copy(setting.model, setting.dataset, sparsity)
+    return 100 * train(pruned.model, setting.dataset, config, held=Held(masks=pruned.masks))[-1].val.accuracy
 
 
 def rescanned(setting: Setting, density: float, config: TrainConfig) -> Sparsity:

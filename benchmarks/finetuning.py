@@ -30,15 +30,18 @@ QUICK_DENSITIES = (0.05,)
 REFERENCE = "document"
 AT = 0.05
 SGD: dict[str, Any] = {"optimizer": "sgd", "schedule": "linear", "grad_clip": math.inf, "weight_decay": 5e-4}
+MUON: dict[str, Any] = {"optimizer": "muon", "schedule": "linear", "grad_clip": math.inf, "weight_decay": 0.05}
 VARIANTS: dict[str, dict[str, Any]] = {
     REFERENCE: {},
     "peak 0.003": {"max_lr": 0.003},
     "peak 0.02": {"max_lr": 0.02},
     "linear": {"schedule": "linear", "warm_up": 0.1},
     "no clipping": {"grad_clip": math.inf},
+    "sgd 0.02": {**SGD, "max_lr": 0.02},
     "sgd 0.05": {**SGD, "max_lr": 0.05},
     "sgd 0.1": {**SGD, "max_lr": 0.1},
-    "sgd 0.2": {**SGD, "max_lr": 0.2},
+    "muon 0.003": {**MUON, "max_lr": 0.003},
+    "muon 0.01": {**MUON, "max_lr": 0.01},
     "distillation 0.5": {"distillation": 0.5},
     "distillation 0.9": {"distillation": 0.9},
     "gradual 0.3": {"gradual": 0.3},
@@ -63,7 +66,7 @@ def finetuned(setting: Setting, density: float, config: TrainConfig, precision: 
 
 def untrained(setting: Setting, density: float) -> dict[str, float]:
     """The same without an epoch."""
-    model, _ = pruned_copy(setting.model, setting.dataset, kept_norm(setting.model, density))
+    model = pruned_copy(setting.model, setting.dataset, kept_norm(setting.model, density)).model
     return {UNTRAINED[0]: _accuracy(setting, model), UNTRAINED[1]: _recalibrated(setting, model)}
 
 

@@ -73,10 +73,17 @@ def finetune_config(epochs: int, *, batch_size: int = 256, seed: int = 0) -> Tra
     return TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed) if epochs else None
 
 
-def pruned_copy(
-    dense: nn.Module, dataset: Dataset, sparsity: Sparsity, saliency: str = "magnitude"
-) -> tuple[nn.Module, Masks]:
-    """A copy of `dense` pruned in one shot, and its masks.
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A network pruned in one shot, and how."""
+
+    model: nn.Module
+    masks: Masks
+    sparsity: Sparsity
+
+
+def pruned_copy(dense: nn.Module, dataset: Dataset, sparsity: Sparsity, saliency: str = "magnitude") -> Pruned:
+    """A copy of `dense` pruned in one shot.
 
     Raises:
         InputError: for an unknown criterion or layer, or a sparsity outside [0, 1].
@@ -85,7 +92,7 @@ def pruned_copy(
     model = copy.deepcopy(dense)
     masks = make_masks(model, sparsity, criterion, gradients_for(criterion, dense, dataset))
     apply_masks(model, masks)
-    return model, masks
+    return Pruned(model, masks, sparsity)
 
 
 def prune_and_finetune(
@@ -99,30 +106,24 @@ def prune_and_finetune(
     again where it counts. They begin at the sparsities it has, so an allocation on them prunes no layer less: go about
     half the way, to twice the density that is wanted in the end.
     """
-    model, masks = pruned_copy(dense, dataset, sparsity, config.saliency)
-    return _finetuned(dense, model, masks, dataset, sparsity, config, callbacks)
+    pruned = pruned_copy(dense, dataset, sparsity, config.saliency)
+    return _finetuned(dense, pruned, dataset, config, callbacks)
 
 
 def _finetuned(
-    dense: nn.Module,
-    pruned: nn.Module,
-    masks: Masks,
-    dataset: Dataset,
-    sparsity: Sparsity,
-    config: PruneConfig,
-    callbacks: Callbacks,
+    dense: nn.Module, pruned: Pruned, dataset: Dataset, config: PruneConfig, callbacks: Callbacks
 ) -> nn.Module:
-    """`pruned`, finetuned in place; or, if the recipe prunes by and by, a copy of `dense` that ends as sparse."""
+    """The pruned network, finetuned in place; if the recipe prunes by and by, a copy of `dense` that ends as sparse."""
     recipe = config.finetune
     if recipe is None:
-        return pruned
+        return pruned.model
     if not recipe.gradual:
-        train(pruned, dataset, recipe, held=Held(masks=masks, teacher=dense), callbacks=callbacks)
-        return pruned
+        train(pruned.model, dataset, recipe, held=Held(masks=pruned.masks, teacher=dense), callbacks=callbacks)
+        return pruned.model
     model, criterion = copy.deepcopy(dense), find_saliency(config.saliency)
 
     def rising(share: float) -> Masks:
-        due = {name: share * value for name, value in sparsity.items()}
+        due = {name: share * value for name, value in pruned.sparsity.items()}
         return make_masks(model, due, criterion, gradients_for(criterion, model, dataset))
 
     train(model, dataset, recipe, held=Held(teacher=dense, rising=rising), callbacks=callbacks)
@@ -158,12 +159,13 @@ def prune_candidate(
     seconds: dict[str, float] = {}
     device = next(dense.parameters()).device
     with _timed(seconds, "prune"):
-        model, masks = pruned_copy(dense, dataset, sparsity, config.saliency)
+        pruned = pruned_copy(dense, dataset, sparsity, config.saliency)
     with _timed(seconds, "evaluate"):
-        one_shot = evaluate(model, dataset.val, dataset)
+        one_shot = evaluate(pruned.model, dataset.val, dataset)
+    model = pruned.model
     if config.finetune is not None:
         with _timed(seconds, "finetune"):
-            model = _finetuned(dense, model, masks, dataset, sparsity, config, callbacks)
+            model = _finetuned(dense, pruned, dataset, config, callbacks)
     with _timed(seconds, "quantise"):
         quantise_and_train(model, dataset, config, dense)
     with _timed(seconds, "pack"):

@@ -41,7 +41,7 @@ def test_recalibrate_leaves_weights_modes_momentum_and_the_generator_alone(tiny_
 def test_recalibrate_brings_back_what_pruning_alone_lost(tiny_dataset, tiny_net):
     train(tiny_net, tiny_dataset, TrainConfig(epochs=6, batch_size=24, max_lr=0.02))
     sparsity = dict.fromkeys(prunable_weights(tiny_net), 0.5)
-    pruned, _ = pruned_copy(tiny_net, tiny_dataset, sparsity)
+    pruned = pruned_copy(tiny_net, tiny_dataset, sparsity).model
     before = evaluate(pruned, tiny_dataset.val, tiny_dataset)
     recalibrate(pruned, tiny_dataset)
     assert evaluate(pruned, tiny_dataset.val, tiny_dataset).loss < before.loss
