@@ -13,32 +13,37 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from netprune.recipes import TrainConfig
 
 MOMENTUM = 0.9
-MUON_BETAS = (0.9, 0.99)
+ADAMW_BETAS = (0.9, 0.99)
+MUON_MOMENTUM = 0.95
+ADAMW_SIZE = 0.2
+"""The root mean square of a step of AdamW, in learning rates."""
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+TINY = 1e-7
 LARGEST_MATRIX = 2048
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """torch's Muon for weights, each as a matrix with a row an output channel; its AdamW for all other parameters.
+    """Muon for weights, each as a matrix with a row an output channel; torch's AdamW for all other parameters.
 
     Muon's step is the momentum with all its singular values brought near one (Jordan 2024,
     kellerjordan.github.io/posts/muon), scaled so that its size is that of a step of AdamW (arXiv:2502.16982): one
     learning rate serves both. Matrices whose shorter side is above 2,048 (VGG16's first linear layers) go by AdamW: the
     products that bring out singular values would cost more than all passes. Decay is decoupled, and of weights alone.
+
+    torch's own Muon takes no convolutions, and computes in bfloat16 whatever the device, which many processors do many
+    times slower than fp32.
     """
 
     def __init__(self, model: nn.Module, *, lr: float, weight_decay: float) -> None:
         parameters = list(model.parameters())
+        weights = [p for p in parameters if p.ndim > 1 and _shorter_side(p) <= LARGEST_MATRIX]
         large = [p for p in parameters if p.ndim > 1 and _shorter_side(p) > LARGEST_MATRIX]
         others = [p for p in parameters if p.ndim <= 1]
-        self.weights = [p for p in parameters if p.ndim > 1 and _shorter_side(p) <= LARGEST_MATRIX]
-        # a weight may change its memory format between steps, so that no view of it lasts: `step` makes them
-        self.matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in self.weights]
-        self.muon = torch.optim.Muon(
-            [{"params": self.matrices}], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        groups = [{"params": others, "weight_decay": 0.0}, {"params": large, "weight_decay": weight_decay}]
-        self.adamw = torch.optim.AdamW(groups, lr=lr, betas=MUON_BETAS, fused=_fusible(model))
-        super().__init__([{"params": self.weights}, {"params": others}, {"params": large}], {"lr": lr})
+        by_adamw = [{"params": large, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.adamw = torch.optim.AdamW(by_adamw, lr=lr, betas=ADAMW_BETAS, fused=_fusible(model))
+        own: dict[str, Any] = {"params": weights, "weight_decay": weight_decay}
+        super().__init__([own, {"params": large}, {"params": others}], {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -49,28 +54,47 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         if closure is not None:
             raise ValueError("this optimiser takes no closure")
-        inner = (*self.muon.param_groups, *self.adamw.param_groups)
-        for theirs, group in zip(inner, self.param_groups, strict=True):
+        own, *others = self.param_groups
+        for weight in own["params"]:
+            if weight.grad is None:
+                continue
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+            momentum = self.state[weight]["momentum"].lerp_(weight.grad, 1 - MUON_MOMENTUM)
+            step = orthogonalised(weight.grad.lerp(momentum, MUON_MOMENTUM).flatten(1))
+            weight.mul_(1 - own["lr"] * own["weight_decay"])
+            weight.add_(step.view(weight.shape), alpha=-own["lr"] * ADAMW_SIZE * math.sqrt(max(step.shape)))
+        for theirs, group in zip(self.adamw.param_groups, others, strict=True):
             theirs["lr"] = group["lr"]
-        for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            matrix.data = weight.detach().flatten(1)
-            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
-        self.muon.step()  # type: ignore[no-untyped-call]
-        for weight, matrix in zip(self.weights, self.matrices, strict=True):
-            weight.copy_(matrix.view(weight.shape))
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Of both."""
-        rates = [group["lr"] for group in self.param_groups]
-        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict(), "rates": rates}
+        return {**super().state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""
-        self.muon.load_state_dict(state_dict["muon"])
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "adamw"})
         self.adamw.load_state_dict(state_dict["adamw"])
-        for group, rate in zip(self.param_groups, state_dict["rates"], strict=True):
-            group["lr"] = rate
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """The matrix with its singular values brought to between about 0.5 and 1.5, by five Newton–Schulz steps.
+
+    In bfloat16 on a GPU, in fp32 elsewhere. Of a matrix of zeros, zeros.
+
+    Args:
+        matrix: fp32 `(rows, columns)`.
+    """
+    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=TINY)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).float()
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
