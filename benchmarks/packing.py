@@ -6,7 +6,8 @@ it has Gaussian weights in Net10's shapes (width 128 unless told otherwise) and 
 Lossless files are read again, and must hold the same numbers. Of files that round, there are ours, as rounded and (some
 codebooks, with `--weights`) as a search ships them, trained for a quarter of an epoch, beside NNCodec, the coder of
 ISO/IEC 15938-17, where `nncodec` is installed (`pip install nncodec`, then `pip install 'numpy>=2'`, which it takes
-back but does not need): at every step size of a grid, the smallest of its files whose network is at least as accurate.
+back but does not need): over a grid of step sizes, the smallest of its files whose network is at least as accurate.
+It starts from the network as finetuned beside ours as rounded, and beside ours as trained from one trained as long.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,17 @@ from netprune.evaluation import evaluate
 from netprune.masks import Sparsity, apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader, pack, unpack
-from netprune.pruning import PruneConfig, prune_and_finetune, quantise_and_train
+from netprune.pruning import PruneConfig, codebook_training, prune_and_finetune, quantise_and_train
 from netprune.quantise import Values, quantise
 from netprune.recipes import TrainConfig
+from netprune.training import Held, train
 
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
 QUICK_DENSITIES = (0.1, 0.01)
 OURS = "netprune fp32"
-LOSSY = ("fp16", "int8", "codebook:6", "codebook:5", "codebook:4", "codebook:3")
-TRAINED = ("codebook:4", "codebook:3")
-STEPS = [(-32, -75), *((step, -40) for step in range(-30, -12, 2))]
+LOSSY = ("fp32", "fp16", "int8", "codebook:6", "codebook:5", "codebook:4", "codebook:3")
+TRAINED = ("fp32", "codebook:5", "codebook:4", "codebook:3")
+STEPS = [(-32, -75), *((step, -40) for step in (-24, -22, -20, -19, -18, -17, -16))]
 """NNCodec's quantisation parameters, of weights and of all other tensors: its defaults, then a grid. At -40 the others
 cost less and no accuracy; at -30 some networks break."""
 
@@ -66,11 +68,11 @@ class Subject:
     setting: Setting | None
     """None for Gaussian weights: there is nothing to be accurate on."""
 
-    def with_values(self, values: Values) -> nn.Module:
-        """A copy that holds what a file of these values holds."""
+    def with_values(self, values: Values) -> Subject:
+        """One that holds what a file of these values holds."""
         model = copy.deepcopy(self.model)
         quantise(model, values)
-        return model
+        return replace(self, model=model)
 
 
 def torch_save(state: Any) -> bytes:
@@ -167,15 +169,13 @@ def measure_lossless(subject: Subject) -> dict[str, tuple[int, float, float]]:
 
 def measure_lossy(subject: Subject) -> dict[str, tuple[int, float, float]]:
     """Values → bytes of our file, validation accuracy in percent, loss (not a number without data)."""
-    measured = {}
-    for text in LOSSY:
-        model = subject.with_values(Values.parse(text))
-        measured[text] = len(pack(model, subject.header)), *_accuracy(subject, model.state_dict())
-    return measured
+    return {text: _size_and_accuracy(subject.with_values(Values.parse(text))) for text in LOSSY}
 
 
 def measure_nncodec(subject: Subject) -> dict[str, tuple[int, float, float]]:
-    """The same for NNCodec's files, by the two quantisation parameters."""
+    """The same for NNCodec's files, by the two quantisation parameters; nothing where it is not, or without data."""
+    if subject.setting is None or not importlib.util.find_spec("nncodec"):
+        return {}
     from nncodec import nn as codec
 
     state = subject.model.state_dict()
@@ -190,20 +190,25 @@ def measure_nncodec(subject: Subject) -> dict[str, tuple[int, float, float]]:
     return measured
 
 
-def measure_trained(subject: Subject, setting: Setting, kept: Path) -> dict[str, tuple[int, float, float]]:
-    """Our files as a search ships them: codebooks trained for a quarter of an epoch."""
-    measured = {}
-    for text in TRAINED:
-        path = kept.with_name(f"{kept.stem}-{text.replace(':', '')}.pt")
-        model = copy.deepcopy(subject.model)
-        if path.exists():
-            model.load_state_dict(read_state_dict(str(path)))
+def trained(subject: Subject, setting: Setting, values: Values, path: Path) -> Subject:
+    """The network as a search ships it, trained for a quarter of an epoch after rounding; from `path` if kept there.
+
+    With fp32 values it is trained as long with its masks held: NNCodec's rounding starts from a network that has seen
+    as much.
+    """
+    model = copy.deepcopy(subject.model)
+    if path.exists():
+        model.load_state_dict(read_state_dict(str(path)))
+    else:
+        finetune = _finetune(setting)
+        if values.kind == "fp32":
+            part, recipe = codebook_training(setting.dataset, finetune)
+            masks = {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
+            train(model, part, recipe, held=Held(masks=masks))
         else:
-            config = PruneConfig(finetune=_finetune(setting), values=Values.parse(text))
-            quantise_and_train(model, setting.dataset, config)
-            torch.save(model.state_dict(), path)
-        measured[f"{text}, trained"] = len(pack(model, subject.header)), *_accuracy(subject, model.state_dict())
-    return measured
+            quantise_and_train(model, setting.dataset, PruneConfig(finetune=finetune, values=values))
+        torch.save(model.state_dict(), path)
+    return replace(subject, model=model)
 
 
 def finetuned(setting: Setting, density: float, path: Path) -> nn.Module:
@@ -252,17 +257,29 @@ def main() -> None:
 
 
 def _measure(subject: Subject, setting: Setting | None, kept: Path) -> dict[str, Any]:
-    lossy = measure_lossy(subject)
-    codec = {}
+    rounded, codec = measure_lossy(subject), measure_nncodec(subject)
+    after: dict[str, tuple[int, float, float]] = {}
+    codec_after: dict[str, tuple[int, float, float]] = {}
     if setting:
-        lossy |= measure_trained(subject, setting, kept)
-        lossy["fp32"] = len(pack(subject.model, subject.header)), *_accuracy(subject, subject.model.state_dict())
-        codec = measure_nncodec(subject) if importlib.util.find_spec("nncodec") else {}
+        for text in TRAINED:
+            path = kept.with_name(f"{kept.stem}-{text.replace(':', '')}.pt")
+            found = trained(subject, setting, Values.parse(text), path)
+            after[text] = _size_and_accuracy(found)
+            if text == "fp32":
+                codec_after = measure_nncodec(found)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     lossless = measure_lossless(subject)
     torch.set_num_threads(threads)
-    return {"lossless": lossless, "lossy": lossy, "nncodec": codec}
+    return {
+        "lossless": lossless,
+        "as rounded": {"netprune": rounded, "nncodec": codec},
+        "trained": {"netprune": after, "nncodec": codec_after},
+    }
+
+
+def _size_and_accuracy(subject: Subject) -> tuple[int, float, float]:
+    return len(pack(subject.model, subject.header)), *_accuracy(subject, subject.model.state_dict())
 
 
 def _print(title: str, found: Mapping[str, Any]) -> None:
@@ -270,10 +287,14 @@ def _print(title: str, found: Mapping[str, Any]) -> None:
     rows = [[n, f"{b:,}", f"{b / ours:.3f}", f"{w:.2f}", f"{r:.2f}"] for n, (b, w, r) in found["lossless"].items()]
     print()
     print_table([title, "bytes", "of ours", "write s", "read s"], rows)
-    rows = []
-    for name, (size, accuracy, loss) in found["lossy"].items():
-        rows.append([name, f"{size:,}", f"{accuracy:.2f} %", f"{loss:.4f}", _nncodec_cell(found["nncodec"], accuracy)])
-    print_table(["netprune", "bytes", "val accuracy", "loss", "NNCodec at that accuracy (steps)"], rows)
+    for when in ("as rounded", "trained"):
+        codec = found[when]["nncodec"]
+        rows = [
+            [name, f"{size:,}", f"{accuracy:.2f} %", f"{loss:.4f}", _nncodec_cell(codec, accuracy)]
+            for name, (size, accuracy, loss) in found[when]["netprune"].items()
+        ]
+        if rows:
+            print_table([when, "bytes", "val accuracy", "loss", "NNCodec at that accuracy (steps)"], rows)
 
 
 def _nncodec_cell(codec: Mapping[str, tuple[int, float, float]], accuracy: float) -> str:

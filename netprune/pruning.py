@@ -194,20 +194,25 @@ def quantise_and_train(
 ) -> None:
     """Round `model` in place to what its file will hold; a codebook is then trained, unless nothing is.
 
-    A quarter of an epoch at a low peak brings a 4-bit codebook back to what fp32 values had (README, results log).
+    That brings a 4-bit codebook back to what fp32 values had (README, results log).
     """
     labels = quantise(model, config.values)
     if not labels or config.finetune is None:
         return
-    steps = steps_per_epoch(len(dataset.train), config.finetune.batch_size)
-    epochs, part = 1, dataset
-    if steps * CODEBOOK_SHARE >= CODEBOOK_STEPS:
-        part = dataset.part(CODEBOOK_SHARE, seed=config.finetune.seed)
-    else:
-        epochs = math.ceil(CODEBOOK_STEPS / steps)
-    recipe = replace(config.finetune, epochs=epochs, max_lr=CODEBOOK_LR, gradual=0.0)
+    part, recipe = codebook_training(dataset, config.finetune)
     train(model, part, recipe, held=Held(labels=labels, teacher=teacher))
     settle(model, labels)
+
+
+def codebook_training(dataset: Dataset, finetune: TrainConfig) -> tuple[Dataset, TrainConfig]:
+    """How a codebook is trained after a finetuning: a quarter of an epoch at a low peak; 40 steps if that is more."""
+    steps = steps_per_epoch(len(dataset.train), finetune.batch_size)
+    epochs, part = 1, dataset
+    if steps * CODEBOOK_SHARE >= CODEBOOK_STEPS:
+        part = dataset.part(CODEBOOK_SHARE, seed=finetune.seed)
+    else:
+        epochs = math.ceil(CODEBOOK_STEPS / steps)
+    return part, replace(finetune, epochs=epochs, max_lr=CODEBOOK_LR, gradual=0.0)
 
 
 @contextmanager

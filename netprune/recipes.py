@@ -73,6 +73,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "document": {},
     "fast": {
         "epochs": 10,
+        "batch_size": 128,
         "optimizer": "muon",
         "schedule": "linear",
         "weight_decay": 0.05,

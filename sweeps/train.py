@@ -24,7 +24,12 @@ FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed"
 @click.option("--epochs", type=AutoOr(int), default=AUTO, help="Passes over the training images.")
 @click.option("--batch-size", type=AutoOr(int), default=AUTO, help="Images a step.")
 @click.option("--max-lr", type=AutoOr(float), default=AUTO, help="Peak of the learning rate.")
-@click.option("--weight-decay", type=AutoOr(float), default=AUTO, help="L2 term of the optimiser.")
+@click.option(
+    "--weight-decay",
+    type=AutoOr(float),
+    default=AUTO,
+    help="Decay of the weights: an L2 term of the gradient, decoupled from it for Muon.",
+)
 @click.option("--grad-clip", type=AutoOr(float), default=AUTO, help="Gradient values are clipped to ± this.")
 @click.option(
     "--precision", default="auto", help="auto: what is fastest here; fp32 or bf16 repeat themselves bit by bit."
