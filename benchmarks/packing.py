@@ -17,22 +17,19 @@ import contextlib
 import copy
 import importlib.util
 import io
-import lzma
+import json
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
-import scipy.sparse
 import torch
-import zstandard
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.other_files import LOSSLESS, State
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import kept_norm
 from netprune.compute import Format
@@ -49,14 +46,10 @@ DENSITIES = (0.1, 0.05, 0.02, 0.01)
 QUICK_DENSITIES = (0.1, 0.01)
 OURS = "netprune fp32"
 LOSSY = ("fp32", "fp16", "int8", "codebook:6", "codebook:5", "codebook:4", "codebook:3")
-TRAINED = ("fp32", "codebook:5", "codebook:4", "codebook:3")
+TRAINED = ("fp32", "codebook:4", "codebook:3")
 STEPS = [(-32, -75), *((step, -40) for step in (-24, -22, -20, -19, -18, -17, -16))]
 """NNCodec's quantisation parameters, of weights and of all other tensors: its defaults, then a grid. At -40 the others
 cost less and no accuracy; at -30 some networks break."""
-
-State = Mapping[str, Tensor]
-Write = Callable[[State], bytes]
-Read = Callable[[bytes], State]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,74 +66,6 @@ class Subject:
         model = copy.deepcopy(self.model)
         quantise(model, values)
         return replace(self, model=model)
-
-
-def torch_save(state: Any) -> bytes:
-    """A state dict as `torch.save` writes it."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    return file.getvalue()
-
-
-def torch_load(data: bytes) -> dict[str, Tensor]:
-    """What `torch_save` wrote."""
-    return dict(torch.load(io.BytesIO(data)))
-
-
-def save_csr(state: State) -> bytes:
-    """Weights as compressed sparse rows with 32-bit indices, a row an output channel."""
-    stored: dict[str, Any] = dict(state)
-    for name, tensor in state.items():
-        if tensor.ndim > 1:
-            rows = tensor.flatten(1).to_sparse_csr()
-            parts = rows.crow_indices().int(), rows.col_indices().int(), rows.values()
-            stored[name] = torch.sparse_csr_tensor(*parts, rows.shape), tensor.shape
-    return torch_save(stored)
-
-
-def load_csr(data: bytes) -> State:
-    """What `save_csr` wrote."""
-    stored = torch_load(data)
-    return {k: v if isinstance(v, Tensor) else v[0].to_dense().view(v[1]) for k, v in stored.items()}
-
-
-def save_scipy(state: State) -> bytes:
-    """One compressed `.npz` by scipy for every weight, one by numpy for the rest."""
-    parts = []
-    for name, tensor in state.items():
-        if tensor.ndim > 1:
-            file = io.BytesIO()
-            scipy.sparse.save_npz(file, scipy.sparse.csr_array(tensor.flatten(1).numpy()), compressed=True)
-            parts.append((name, file.getvalue(), tuple(tensor.shape)))
-    rest = io.BytesIO()
-    others: dict[str, Any] = {name: tensor.numpy() for name, tensor in state.items() if tensor.ndim < 2}
-    np.savez_compressed(rest, **others)
-    return torch_save((parts, rest.getvalue()))
-
-
-def load_scipy(data: bytes) -> State:
-    """What `save_scipy` wrote."""
-    parts, rest = torch.load(io.BytesIO(data))
-    state = {name: torch.from_numpy(array) for name, array in np.load(io.BytesIO(rest)).items()}
-    for name, file, shape in parts:
-        state[name] = torch.from_numpy(scipy.sparse.load_npz(io.BytesIO(file)).toarray()).view(shape)
-    return state
-
-
-LOSSLESS: dict[str, tuple[Write, Read]] = {
-    "torch.save, dense": (torch_save, torch_load),
-    "safetensors": (lambda state: safetensors.torch.save(dict(state)), safetensors.torch.load),
-    "torch sparse CSR": (save_csr, load_csr),
-    "scipy .npz": (save_scipy, load_scipy),
-    "zstd -19 of dense": (
-        lambda state: zstandard.ZstdCompressor(level=19).compress(safetensors.torch.save(dict(state))),
-        lambda data: safetensors.torch.load(zstandard.ZstdDecompressor().decompress(data)),
-    ),
-    "xz -9 of dense": (
-        lambda state: lzma.compress(safetensors.torch.save(dict(state)), preset=9),
-        lambda data: safetensors.torch.load(lzma.decompress(data)),
-    ),
-}
 
 
 def measure_lossless(subject: Subject) -> dict[str, tuple[int, float, float]]:
@@ -240,20 +165,28 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*[Ss]parse")  # torch calls its CSR tensors new at every use
     options = _options()
     setting = _open(options) if options.weights else None
-    densities = QUICK_DENSITIES if options.quick else DENSITIES
+    densities = options.densities or (QUICK_DENSITIES if options.quick else DENSITIES)
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.kept or scratch)
         folder.mkdir(parents=True, exist_ok=True)
         for density in densities:
-            kept = folder / f"{density}.pt"
-            model = finetuned(setting, density, kept) if setting else gaussian(options.width, density)
-            subject = Subject(model, _header(model, options.width, setting), setting)
-            results[str(density)] = _measure(subject, setting, kept)
+            results[str(density)] = _measured(setting, density, folder / f"{density}.pt", options.width)
             _print(f"{100 * (1 - density):g} % sparsity", results[str(density)])
     ratios = [_smallest_other(found["lossless"]) / found["lossless"][OURS][0] for found in results.values()]
     what = "times the bytes of our fp32 file in the smallest other lossless one, least over the sparsities"
     finish(options, {"results": results}, min(ratios), what)
+
+
+def _measured(setting: Setting | None, density: float, kept: Path, width: int) -> dict[str, Any]:
+    """The figures of one sparsity, made now or kept beside its network by an earlier run."""
+    figures = kept.with_suffix(".json")
+    if not figures.exists():
+        model = finetuned(setting, density, kept) if setting else gaussian(width, density)
+        found = _measure(Subject(model, _header(model, width, setting), setting), setting, kept)
+        figures.write_text(json.dumps(found, indent=1))
+    read: dict[str, Any] = json.loads(figures.read_text())
+    return read
 
 
 def _measure(subject: Subject, setting: Setting | None, kept: Path) -> dict[str, Any]:
@@ -344,7 +277,8 @@ def _options() -> argparse.Namespace:
     made.set_defaults(width=128)
     made.add_argument("--share", type=float, default=1.0, help="of the training images for finetuning (default 1)")
     made.add_argument("--batch-size", type=int, default=256, help="images a finetuning step (default 256)")
-    made.add_argument("--kept", help="folder for the finetuned networks, so that they are made once")
+    made.add_argument("--densities", type=float, nargs="+", help="kept weights (default 0.1 0.05 0.02 0.01)")
+    made.add_argument("--kept", help="folder for finetuned networks and their figures, so that they are made once")
     return made.parse_args()
 
 
