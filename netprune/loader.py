@@ -10,8 +10,6 @@ from torch import Tensor
 
 from netprune.data import Dataset, Split
 
-CROP_PADDING = 4
-
 
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:
     """uint8 `(N, 3, H, W)` → float32 of zero mean and unit deviation by the data set's own figures."""
@@ -21,7 +19,7 @@ def normalise(images: Tensor, dataset: Dataset) -> Tensor:
 
 
 def train_batches(
-    dataset: Dataset, batch_size: int, generator: torch.Generator, *, flips: Tensor | None = None
+    dataset: Dataset, batch_size: int, generator: torch.Generator, *, padding: int = 4, flips: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch over the training split in random order, each image cropped and maybe flipped in its own way.
 
@@ -32,6 +30,7 @@ def train_batches(
         dataset: on any device.
         batch_size: images a batch; the last batch holds what is left.
         generator: a CPU generator; the order, crops and flips come from it alone.
+        padding: pixels, by reflection, on each side before the crop; less than the images' size.
         flips: bool `(N,)`, which images are mirrored; by default each with probability one half. Heeded only where the
             data set may be mirrored.
 
@@ -47,14 +46,14 @@ def train_batches(
     if split.streamed:
         from netprune.streaming import streamed_batches  # torchvision takes seconds to import
 
-        yield from streamed_batches(dataset, batches, flips, CROP_PADDING, generator)
+        yield from streamed_batches(dataset, batches, flips, padding, generator)
         return
     # drawn for the whole epoch, so that a GPU is not waited for in every step
     device = split.images.device
-    offsets = torch.randint(0, 2 * CROP_PADDING + 1, (2, count), generator=generator).to(device)
+    offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator).to(device)
     flips, order = flips.to(device), order.to(device)
     for index in torch.split(order, batch_size)[: len(batches)]:
-        images = crop(split.images[index], CROP_PADDING, *offsets[:, index])
+        images = crop(split.images[index], padding, *offsets[:, index])
         images = torch.where(flips[index][:, None, None, None], images.flip(3), images)
         yield normalise(images, dataset), split.labels[index]
 

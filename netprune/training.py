@@ -161,7 +161,9 @@ class _Loop:
         self._lay_out(self.config.format.memory_format)
         self.model.train()
         flips = self.mirrored ^ bool(self.epochs_done % 2) if self.config.alternating_flip else None
-        batches = train_batches(self.dataset, self.config.batch_size, self.generator, flips=flips)
+        batches = train_batches(
+            self.dataset, self.config.batch_size, self.generator, padding=self.config.crop_padding, flips=flips
+        )
         total = torch.zeros((), device=next(self.model.parameters()).device)
         for step, (images, labels) in enumerate(batches, start=1):
             loss = self._loss(self.config.format.layout(images), labels)

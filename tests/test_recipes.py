@@ -28,6 +28,8 @@ from netprune.recipes import RECIPES, TrainConfig, recipe
         ("grad_clip", 0.0),
         ("grad_clip", math.nan),
         ("label_smoothing", 1.0),
+        ("crop_padding", -1),
+        ("crop_padding", 32),
         ("ema", 1.0),
         ("ema", -0.1),
         ("distillation", 1.1),

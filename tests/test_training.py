@@ -282,18 +282,19 @@ def test_distillation_loss_is_the_divergence_of_the_softened_outputs():
 def test_train_alternating_flips_show_each_image_one_way_and_then_the_other(tiny_dataset, tiny_net, monkeypatch):
     given = []
 
-    def batches(dataset, batch_size, generator, *, flips):
+    def batches(dataset, batch_size, generator, *, padding, flips):
         given.append(flips)
-        return train_batches(dataset, batch_size, generator, flips=flips)
+        assert padding == 3
+        return train_batches(dataset, batch_size, generator, padding=padding, flips=flips)
 
     monkeypatch.setattr(training, "train_batches", batches)
-    train(tiny_net, tiny_dataset, replace(SHORT, alternating_flip=True))
+    train(tiny_net, tiny_dataset, replace(SHORT, alternating_flip=True, crop_padding=3))
     first, second, third = given
     assert 20 < int(first.sum()) < 52
     assert torch.equal(first, ~second)
     assert torch.equal(first, third)
     given.clear()
-    train(tiny_net, tiny_dataset, SHORT)
+    train(tiny_net, tiny_dataset, replace(SHORT, crop_padding=3))
     assert given == [None] * 3
 
 
