@@ -20,6 +20,10 @@ WORTH = 1.05
 """How many times faster a way must be than a simpler one to be chosen: a result should not hang on noise."""
 
 
+HOPELESS = 4
+"""How many times slower bf16 on a few images must be not to be timed on a batch: some processors only emulate it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
     """Number format and layout of passes."""
@@ -108,7 +112,9 @@ def choose_format(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[For
     """
     rough = training_seconds(model, images[:4], labels[:4], Format())
     count = max(4, min(len(images), int(LONGEST_SECONDS / rough)))
-    forms = [Format(bf16=b, channels_last=c) for b in (False, True) for c in (False, True)]
+    bf16 = training_seconds(model, images[:4], labels[:4], Format(bf16=True, channels_last=True))
+    numbers = (False, True) if bf16 < HOPELESS * rough else (False,)
+    forms = [Format(bf16=b, channels_last=c) for b in numbers for c in (False, True)]
     seconds = {form: training_seconds(model, images[:count], labels[:count], form) for form in forms}
     found = min(seconds, key=lambda form: seconds[form] * (1 if form == Format() else WORTH))
     return found, seconds[found]

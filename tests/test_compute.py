@@ -226,8 +226,14 @@ def test_choose_format_stays_plain_for_less_than_it_is_worth(monkeypatch, net):
 def test_choose_format_of_a_slow_network_takes_small_probes(monkeypatch, net, rough, probe):
     asked = trained(monkeypatch, lambda _: rough)
     choose_format(net, images(64), LABELS)
-    assert asked[0] == (Format(), 4)
-    assert {count for _, count in asked[1:]} == {probe}
+    assert asked[:2] == [(Format(), 4), (Format(bf16=True, channels_last=True), 4)]
+    assert {count for _, count in asked[2:]} == {probe}
+
+
+def test_choose_format_does_not_wait_for_bf16_that_is_only_emulated(monkeypatch, net):
+    asked = trained(monkeypatch, lambda form: 5e-3 if form.bf16 else 1e-3)
+    assert choose_format(net, images(64), LABELS)[0] == Format()
+    assert [count for form, count in asked if form.bf16] == [4]
 
 
 @pytest.mark.parametrize(
