@@ -200,9 +200,9 @@ def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
     with tempfile.TemporaryDirectory() as scratch:
         path = tracking.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    differing = [name for name, value in config.items() if content["config"][name] != value and name != "data_dir"]
+    differing = [name for name, value in config.items() if content["config"].get(name) != value and name != "data_dir"]
     if differing:
-        then, now = ({n: c[n] for n in differing} for c in (content["config"], config))
+        then, now = ({n: c.get(n) for n in differing} for c in (content["config"], config))
         raise InputError(f"run {run} was trained with {_pairs(then)}, not {_pairs(now)}: give it the same options.")
     if content["snapshot"]["epochs_done"] >= config["epochs"]:
         raise InputError(f"run {run} has done all its {config['epochs']} epochs: there is nothing to resume.")
