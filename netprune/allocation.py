@@ -65,7 +65,7 @@ def document(shapes: Shapes, density: float | None = None) -> Sparsity:
     if density is None:
         return {name: 0.6 if name == first else 0.9 for name in shapes}
     _check_density(density)
-    return _proportional(shapes, {name: 4.0 if name == first else 1.0 for name in shapes}, density)
+    return proportional(_sizes(shapes), {name: 4.0 if name == first else 1.0 for name in shapes}, density)
 
 
 def erk(shapes: Shapes, density: float) -> Sparsity:
@@ -75,7 +75,8 @@ def erk(shapes: Shapes, density: float) -> Sparsity:
     (c_in c_out h w): small layers stay denser. A layer that would pass 1 is kept whole, the rest share what is left.
     """
     _check_density(density)
-    return _proportional(shapes, {name: sum(shape) / shape.numel() for name, shape in shapes.items()}, density)
+    ratio = {name: sum(shape) / shape.numel() for name, shape in shapes.items()}
+    return proportional(_sizes(shapes), ratio, density)
 
 
 @torch.no_grad()
@@ -196,9 +197,17 @@ def knapsack(sensitivity: Sensitivity, density: float) -> Sparsity:
     return cheapest(fit_all(sensitivity), density, equal_slope(sensitivity, density))
 
 
-def _proportional(shapes: Shapes, ratio: Mapping[str, float], density: float) -> Sparsity:
-    """Densities in the given ratio that keep `density` of all weights; a layer that would pass 1 is kept whole."""
-    sizes = {name: shape.numel() for name, shape in shapes.items()}
+def proportional(sizes: Mapping[str, int], ratio: Mapping[str, float], density: float) -> Sparsity:
+    """Densities in the given ratio that keep `density` of all weights; a layer that would pass 1 is kept whole.
+
+    Args:
+        sizes: weight name → number of weights.
+        ratio: weight name → its density's share, above 0.
+        density: fraction of all weights to keep.
+
+    >>> proportional({"a": 10, "b": 90}, {"a": 4.0, "b": 1.0}, 0.13)
+    {'a': 0.6, 'b': 0.9}
+    """
     whole: set[str] = set()
     while True:
         left = density * sum(sizes.values()) - sum(sizes[name] for name in whole)
@@ -208,6 +217,10 @@ def _proportional(shapes: Shapes, ratio: Mapping[str, float], density: float) ->
         if not over:
             return {name: 0.0 if name in whole else 1 - scale * ratio[name] for name in sizes}
         whole |= over
+
+
+def _sizes(shapes: Shapes) -> dict[str, int]:
+    return {name: shape.numel() for name, shape in shapes.items()}
 
 
 def find_allocator(name: str) -> Allocator:

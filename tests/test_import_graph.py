@@ -19,11 +19,12 @@ LAYERS = (
     {"streaming", "tensors"},
     {"loader", "packing"},
     {"evaluation", "gradients", "precision", "recalibration"},
-    {"training", "sensitivity", "onnx"},
-    {"curves", "grid"},
+    {"training", "sensitivity", "onnx", "screening", "confidence", "stopping"},
+    {"curves", "grid", "confirmation"},
     {"knapsack"},
     {"allocation"},
-    {"scanner", "budget", "pruning", "pyfunc"},
+    {"scanner", "budget", "pruning", "pyfunc", "search_space"},
+    {"seeding"},
 )
 RANK = {f"netprune.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer} | {"netprune": len(LAYERS)}
 
@@ -77,8 +78,8 @@ def test_library_imports_no_driver_and_never_prints():
     assert not {module for module, name in names if name == "print" and module.startswith("netprune")}
 
 
-def test_scipy_is_imported_where_curves_are_fitted_only():
-    assert importers("scipy") == {"netprune.curves"}
+def test_scipy_is_imported_for_curves_and_quantiles_only():
+    assert importers("scipy") == {"netprune.curves", "netprune.confidence"}
 
 
 def test_mlflow_and_optuna_are_imported_in_their_own_rooms_only():

@@ -1,0 +1,66 @@
+"""What an accuracy over images and seeds can be trusted to be at least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm, t
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confidence:
+    """An accuracy measured with several seeds on one set of images."""
+
+    mean: float
+    """Over the seeds, in [0, 1]."""
+    seed_std: float
+    """Standard deviation over the seeds; 0 for a single one."""
+    image_se: float
+    """Standard error that the number of images leaves; the same images for every seed, so more seeds do not help."""
+    lower: float
+    """Lower end of the one-sided 95 % confidence interval."""
+
+
+def lower_bound(accuracies: Sequence[float], images: int) -> Confidence:
+    """The one-sided 95 % lower bound of the accuracy that finetuning with any seed would have on any images.
+
+    Two noises add up: of the images, common to all seeds, as Wilson's interval has it (1927; right near 100 % too), and
+    of the seeds' mean, s²/k. The two have very different degrees of freedom, which are pooled as Satterthwaite does
+    (1946): with two seeds that differ little, the bound is nearly that of the images alone; where they differ much, it
+    is the wide one of Student's t with one degree of freedom.
+
+    Args:
+        accuracies: one a seed, in [0, 1]; a single one says nothing of the seeds' spread, and is refused.
+        images: that each was measured on.
+
+    Raises:
+        ValueError: for fewer than two seeds.
+
+    >>> lower_bound([0.84, 0.84], 5000).lower
+    0.831...
+    """
+    if len(accuracies) < 2:
+        raise ValueError("a bound over seeds needs at least two of them")
+    mean, std = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
+    z = float(norm.ppf(CONFIDENCE))
+    of_images = ((mean - _wilson_lower(mean, images, z)) / z) ** 2
+    of_seeds = std**2 / len(accuracies)
+    total = of_images + of_seeds
+    freedom = total**2 / (of_images**2 / max(1, images - 1) + of_seeds**2 / (len(accuracies) - 1)) if total else 1.0
+    return Confidence(
+        mean=mean,
+        seed_std=std,
+        image_se=math.sqrt(of_images),
+        lower=max(0.0, mean - float(t.ppf(CONFIDENCE, freedom)) * math.sqrt(total)),
+    )
+
+
+def _wilson_lower(accuracy: float, images: int, z: float) -> float:
+    centre = accuracy + z**2 / (2 * images)
+    half = z * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
+    return (centre - half) / (1 + z**2 / images)

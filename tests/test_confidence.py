@@ -1,0 +1,47 @@
+"""The bound that a winner is accepted by: how often it holds is what it promises."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from netprune.confidence import lower_bound
+
+
+@pytest.mark.parametrize(("right", "images"), [(4200, 5000), (355, 359), (359, 359), (0, 50)])
+def test_lower_bound_of_equal_seeds_is_wilsons_of_the_images(right, images):
+    found = lower_bound([right / images] * 3, images)
+    # the same confidence on both sides is 90 % between them
+    expected = binomtest(right, images).proportion_ci(0.9, method="wilson").low
+    assert found.lower == pytest.approx(expected, abs=2e-3)
+    assert found.mean == pytest.approx(right / images)
+    assert found.seed_std == pytest.approx(0)
+
+
+def test_lower_bound_of_seeds_alone_is_students():
+    accuracies = [0.80, 0.84, 0.82]
+    found = lower_bound(accuracies, 10**9)
+    half = 2.919986 * np.std(accuracies, ddof=1) / np.sqrt(3)  # t, 95 %, two degrees of freedom
+    assert found.lower == pytest.approx(0.82 - half, abs=1e-4)
+
+
+def test_lower_bound_falls_with_fewer_images_and_with_seeds_that_differ():
+    steady = lower_bound([0.84, 0.84], 5000).lower
+    assert lower_bound([0.84, 0.84], 500).lower < steady
+    assert lower_bound([0.83, 0.85], 5000).lower < steady
+    assert lower_bound([0.84] * 4, 5000).lower == pytest.approx(steady)  # the images are the same for every seed
+
+
+@pytest.mark.parametrize(("spread", "seeds"), [(0.0, 2), (0.004, 2), (0.004, 3), (0.012, 3)])
+def test_lower_bound_holds_as_often_as_it_promises(spread, seeds):
+    generator, images, truth, held = np.random.default_rng(0), 2000, 0.85, 0
+    repeats = 2000
+    for _ in range(repeats):
+        of_images = generator.binomial(images, truth) / images - truth  # one set of images for all seeds
+        accuracies = truth + of_images + spread * generator.standard_normal(seeds)
+        held += lower_bound(list(np.clip(accuracies, 0, 1)), images).lower <= truth
+    assert 0.93 < held / repeats < 0.99
+
+
+def test_lower_bound_of_a_single_seed_is_refused():
+    with pytest.raises(ValueError, match="two"):
+        lower_bound([0.9], 100)

@@ -1,0 +1,64 @@
+"""The order in which candidates are confirmed: few, and none that is acceptable is missed."""
+
+import pytest
+
+from netprune.confirmation import Bound, Candidate, image_margin, next_candidate
+
+IMAGES, FLOOR = 5000, 0.80
+MARGIN = image_margin(FLOOR, IMAGES)
+CANDIDATES = [
+    Candidate(0, 900, 0.86),
+    Candidate(1, 500, 0.82),
+    Candidate(2, 400, 0.801),
+    Candidate(3, 300, 0.795),
+    Candidate(4, 200, 0.70),
+]
+
+
+def walk(gain, *, most=4, candidates=CANDIDATES):
+    """Confirm with a longer finetuning that gives every candidate the same; the order, and who was accepted."""
+    by_number = {candidate.number: candidate for candidate in candidates}
+    measured, order = {}, []
+    while (number := next_candidate(candidates, measured, FLOOR, images=IMAGES, most=most)) is not None:
+        candidate = by_number[number]
+        mean = candidate.accuracy + gain
+        measured[number] = Bound(candidate.size_bytes, mean, mean - MARGIN)
+        order.append(number)
+        assert len(order) <= len(candidates)
+    accepted = [number for number, bound in measured.items() if bound.lower >= FLOOR]
+    return order, min(accepted, key=lambda number: by_number[number].size_bytes, default=None)
+
+
+def test_next_candidate_begins_with_the_smallest_feasible():
+    assert next_candidate(CANDIDATES, {}, FLOOR, images=IMAGES, most=4) == 2
+
+
+def test_next_candidate_after_a_larger_gain_goes_on_to_smaller_ones_below_the_floor():
+    assert walk(MARGIN + 0.01) == ([2, 3], 3)
+
+
+def test_next_candidate_after_a_smaller_gain_passes_over_those_that_would_fail_too():
+    crowd = [Candidate(10 + i, 401 + i, 0.8015 + 0.0001 * i) for i in range(20)]
+    order, accepted = walk(MARGIN - 0.005, candidates=[*CANDIDATES, *crowd])
+    assert accepted == 1
+    assert order == [2, 1]
+
+
+def test_next_candidate_stops_going_down_after_the_most_allowed():
+    assert walk(MARGIN + 0.01, most=1) == ([2], 2)
+
+
+def test_next_candidate_tries_every_feasible_one_before_there_is_none():
+    order, accepted = walk(-0.2)
+    assert accepted is None
+    assert sorted(order) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("candidates", [[], [Candidate(0, 100, 0.7)]], ids=["nobody", "nobody feasible"])
+def test_next_candidate_without_a_feasible_trial_is_none(candidates):
+    assert next_candidate(candidates, {}, FLOOR, images=IMAGES, most=4) is None
+
+
+def test_image_margin_is_what_a_bound_at_the_floor_lacks():
+    assert 0.008 < MARGIN < 0.01
+    assert image_margin(FLOOR, 100) > 5 * MARGIN
