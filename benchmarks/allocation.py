@@ -19,7 +19,7 @@ from benchmarks.setting import Setting, finish, open_setting, parser, print_tabl
 from netprune.allocation import ALLOCATORS, Basis, kept_norm, knapsack
 from netprune.masks import Sparsity
 from netprune.precision import PRECISIONS, fit_to_device
-from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune, pruned_copy
+from netprune.pruning import PruneConfig, finetuning, prune_and_finetune, pruned_copy
 from netprune.recipes import TrainConfig
 from netprune.scanner import scan
 from netprune.training import Held, train
@@ -49,7 +49,7 @@ def main() -> None:
     configs = [
         config
         for seed in range(options.seeds)
-        if (config := finetune_config(1, batch_size=options.batch_size, seed=seed))
+        if (config := finetuning(1, batch_size=options.batch_size, seed=seed).finetune)
     ]
     configs = [fit_to_device(setting.model, setting.dataset, c, options.precision)[0] for c in configs]
     start = time.perf_counter()

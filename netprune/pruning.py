@@ -12,18 +12,22 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from netprune.data import Dataset
+from netprune.errors import InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.gradients import gradients_for
 from netprune.loader import steps_per_epoch
 from netprune.masks import Masks, Sparsity, apply_masks, make_masks, measured_sparsity
 from netprune.packing import PackedHeader, pack, unpack
 from netprune.quantise import Values, quantise, settle
+from netprune.recalibration import recalibrate
 from netprune.recipes import TrainConfig
 from netprune.saliency import find_saliency
 from netprune.size import measure_size
-from netprune.training import NOBODY, Callbacks, Held, train
+from netprune.training import CHECK_IMAGES, NOBODY, Callbacks, Held, train
 
 CODEBOOK_SHARE, CODEBOOK_STEPS, CODEBOOK_LR = 0.25, 40, 0.002
+RECALIBRATED = 512
+"""Training images that batch statistics are taken on again before a finetuning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +38,19 @@ class PruneConfig:
     """Which weights of a layer go first: a name in `saliency.SALIENCIES`."""
     finetune: TrainConfig | None = None
     """The recipe; None for one-shot pruning. A codebook is trained after it: a quarter of an epoch more."""
+    share: float = 1.0
+    """Of the training images, in (0, 1], that the finetuning goes over; which ones, its seed says."""
     values: Values = field(default_factory=Values)
     """How the packed file stores weights."""
 
     def __post_init__(self) -> None:
         find_saliency(self.saliency)
+        if not 0 < self.share <= 1:
+            raise InputError(f"share is {self.share}; it is of the training images, above 0 and at most 1.")
+
+    def part(self, dataset: Dataset) -> Dataset:
+        """The data set that the finetuning goes over."""
+        return dataset.part(self.share, seed=self.finetune.seed) if self.finetune and self.share < 1 else dataset
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +62,7 @@ class PruneResult:
     measured: Mapping[str, float]
     """Weight name → fraction of zeros in the packed file."""
     one_shot: Evaluation
-    """Validation before any finetuning."""
+    """Pruned, recalibrated and not finetuned, on the first validation images."""
     val: Evaluation
     """Validation of the packed file as loaded."""
     dense_bytes: int
@@ -64,13 +76,29 @@ class PruneResult:
     """Stage → wall-clock seconds."""
 
 
-def finetune_config(epochs: int, *, batch_size: int = 256, seed: int = 0) -> TrainConfig | None:
-    """The finetune recipe: one cycle of the training recipe, in full. None for zero epochs.
+def finetuning(
+    epochs: float, *, saliency: str = "magnitude", values: Values | None = None, batch_size: int = 256, seed: int = 0
+) -> PruneConfig:
+    """A candidate's configuration with the finetune recipe: one cycle of the training recipe, in full.
+
+    Args:
+        epochs: passes over the training images, 0 for pruning alone; part of one is one pass over as large a part of
+            the images, 1.5 are two over three quarters of them.
+        saliency: see `PruneConfig`.
+        values: see `PruneConfig`; fp32 by default.
+        batch_size: images a step.
+        seed: of the finetuning.
 
     A lower peak recovers less in a single epoch: `net10_w16.pt` at 10 % density (global magnitude) came to 79.1, 80.2,
     80.7 and 80.9 % validation accuracy at peaks of 0.001, 0.002, 0.004 and 0.01 (README, results log).
     """
-    return TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed) if epochs else None
+    whole = math.ceil(epochs)
+    return PruneConfig(
+        saliency=saliency,
+        values=values or Values(),
+        finetune=TrainConfig(epochs=whole, batch_size=batch_size, seed=seed) if whole else None,
+        share=epochs / whole if whole else 1.0,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +146,8 @@ def _finetuned(
     if recipe is None:
         return pruned.model
     if not recipe.gradual:
-        train(pruned.model, dataset, recipe, held=Held(masks=pruned.masks, teacher=dense), callbacks=callbacks)
+        held = Held(masks=pruned.masks, teacher=dense)
+        train(pruned.model, config.part(dataset), recipe, held=held, callbacks=callbacks)
         return pruned.model
     model, criterion = copy.deepcopy(dense), find_saliency(config.saliency)
 
@@ -126,7 +155,7 @@ def _finetuned(
         due = {name: share * value for name, value in pruned.sparsity.items()}
         return make_masks(model, due, criterion, gradients_for(criterion, model, dataset))
 
-    train(model, dataset, recipe, held=Held(teacher=dense, rising=rising), callbacks=callbacks)
+    train(model, config.part(dataset), recipe, held=Held(teacher=dense, rising=rising), callbacks=callbacks)
     return model
 
 
@@ -147,7 +176,7 @@ def prune_candidate(
         header: of the packed file.
         sparsity: layers that it does not name stay dense.
         config: see `PruneConfig`.
-        callbacks: of the finetuning.
+        callbacks: of the finetuning; `on_check` is called before its first step too, with a share of 0.
 
     Returns:
         The result and the packed file's bytes.
@@ -161,7 +190,10 @@ def prune_candidate(
     with _timed(seconds, "prune"):
         pruned = pruned_copy(dense, dataset, sparsity, config.saliency)
     with _timed(seconds, "evaluate"):
-        one_shot = evaluate(pruned.model, dataset.val, dataset)
+        recalibrate(pruned.model, dataset, RECALIBRATED)
+        one_shot = evaluate(pruned.model, dataset.val.first(CHECK_IMAGES), dataset)
+    if callbacks.on_check is not None:
+        callbacks.on_check(0.0, one_shot)
     model = pruned.model
     if config.finetune is not None:
         with _timed(seconds, "finetune"):

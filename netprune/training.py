@@ -52,6 +52,11 @@ OnEpoch = Callable[[EpochResult, Callable[[], Snapshot]], None]
 """Called after each epoch's validation; the second argument makes a snapshot when it is asked to."""
 OnStep = Callable[[int, int], None]
 """Called after each step with the steps done and the steps in all."""
+OnCheck = Callable[[float, Evaluation], None]
+"""Called at a check with the share of all steps that is done and the evaluation on the first validation images. What it
+raises ends the training there."""
+CHECK_IMAGES = 1000
+"""Validation images of a check: the first ones, always the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +65,9 @@ class Callbacks:
 
     on_epoch: OnEpoch | None = None
     on_step: OnStep | None = None
+    on_check: OnCheck | None = None
+    checks: tuple[float, ...] = ()
+    """Shares of all steps, each in (0, 1), after which `on_check` is called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +128,7 @@ def train(
             loop.restore(resume)
         results = []
         while loop.epochs_done < config.epochs:
-            results.append(loop.epoch(callbacks.on_step))
+            results.append(loop.epoch(callbacks))
             if callbacks.on_epoch is not None:
                 callbacks.on_epoch(results[-1], loop.snapshot)
         if loop.average is not None:
@@ -156,7 +164,7 @@ class _Loop:
         """The network that counts: the average, if there is one."""
         return self.model if self.average is None else self.average.module
 
-    def epoch(self, on_step: OnStep | None) -> EpochResult:
+    def epoch(self, callbacks: Callbacks) -> EpochResult:
         start = time.perf_counter()
         self._lay_out(self.config.format.memory_format)
         self.model.train()
@@ -165,12 +173,13 @@ class _Loop:
             self.dataset, self.config.batch_size, self.generator, padding=self.config.crop_padding, flips=flips
         )
         total = torch.zeros((), device=next(self.model.parameters()).device)
-        for step, (images, labels) in enumerate(batches, start=1):
+        for images, labels in batches:
             loss = self._loss(self.config.format.layout(images), labels)
             self._step(loss)
             total += loss.detach()
-            if on_step is not None:
-                on_step(self.epochs_done * self.steps + step, self.config.epochs * self.steps)
+            if callbacks.on_step is not None:
+                callbacks.on_step(self.steps_done, self.config.epochs * self.steps)
+            self._check(callbacks)
         train_loss, seconds = total.item() / self.steps, time.perf_counter() - start
         self._lay_out(torch.contiguous_format)
         val = evaluate(self.validated, self.dataset.val, self.dataset)
@@ -188,6 +197,14 @@ class _Loop:
             seconds=seconds,
             images_per_second=min(self.steps * self.config.batch_size, len(self.dataset.train)) / seconds,
         )
+
+    def _check(self, callbacks: Callbacks) -> None:
+        if callbacks.on_check is None:
+            return
+        for share in callbacks.checks:
+            if self.steps_done == math.ceil(share * self.config.epochs * self.steps):
+                split = self.dataset.val.first(CHECK_IMAGES)
+                callbacks.on_check(share, evaluate(self.validated, split, self.dataset))
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         for network in (self.model, self.teacher):

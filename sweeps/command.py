@@ -13,7 +13,7 @@ from netprune.errors import InputError
 from netprune.models import MODELS
 from netprune.saliency import SALIENCIES
 from sweeps import interrupts
-from sweeps.study import OBJECTIVES
+from sweeps.study import OBJECTIVES, SAMPLERS
 from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -69,6 +69,21 @@ def command(function: Callable[..., None]) -> click.Command:
 
     settings = {"show_default": True, "token_normalize_func": lambda token: token.replace("_", "-")}
     return click.command(cls=OneLineCommand, context_settings=settings)(guarded)
+
+
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """`0,0.5,2` → numbers.
+
+    Raises:
+        InputError: naming the option.
+
+    >>> numbers("max_drop", "0,0.5,2")
+    (0.0, 0.5, 2.0)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{name} is {text!r}; it is a number, or several such as 0,0.5,2.") from None
 
 
 def _fail(message: str) -> NoReturn:
@@ -136,12 +151,16 @@ scan_options = _stack(
 )
 
 search_options = _stack(
-    click.option("--max-drop", default=0.5, help="Points of validation accuracy that may be lost."),
+    click.option(
+        "--max-drop",
+        default="0.5",
+        help="Points of validation accuracy that may be lost; several, such as 0,0.5,2, share one study's trials.",
+    ),
     click.option(
         "--accuracy-floor", default=0.0, help="Least validation accuracy in percent; 0: the dense one less max-drop."
     ),
-    click.option("--trials", default=12, help="Trials of the study, those of earlier sessions included."),
-    click.option("--finetune-epochs", default=1, help="Epochs of finetuning a trial; 0 for none."),
+    click.option("--trials", default=24, help="Trials of the study, those of earlier sessions included."),
+    click.option("--finetune-epochs", default=1.0, help="Epochs of finetuning a trial, such as 0.25; 0 for none."),
     click.option("--values", default="fp32", help="How the file stores weights: fp32, fp16, int8 or codebook:2 to 8."),
     click.option(
         "--objective",
@@ -149,7 +168,19 @@ search_options = _stack(
         help="Minimise packed_bytes, the file's length, or nonzero_bytes, parameters as fp32 without positions.",
     ),
     click.option("--batch-size", default=256, help="Images a finetuning step."),
+    click.option("--sampler", default="gp", help=f"Who proposes trials after the seeds: {', '.join(SAMPLERS)}."),
     click.option("--timeout", default=0.0, help="Seconds after which no new trial starts; 0 for no limit."),
+    click.option("--epochs", default=0.0, help="Finetune epochs that all trials together may take; 0 for no limit."),
+    click.option(
+        "--confirm-epochs",
+        type=AutoOr(float),
+        default=AUTO,
+        help="Epochs of finetuning a candidate again; auto: three times a trial's.",
+    ),
+    click.option("--confirm-seeds", default=2, help="Fresh seeds a candidate is confirmed with; 0: not confirmed."),
+    click.option(
+        "--confirm-most", default=4, help="Candidates after which, one being accepted, no smaller one is tried."
+    ),
     click.option("--seed", default=0, help="Of the sampler and the finetuning."),
 )
 

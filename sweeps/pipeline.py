@@ -7,7 +7,7 @@ import click
 from netprune.recipes import TrainConfig
 from sweeps.command import command, data_options
 from sweeps.stages.pipeline import run_pipeline
-from sweeps.stages.registering import summary_table
+from sweeps.stages.registering import registered_lines, summary_table
 from sweeps.stages.searching import SearchRequest
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.training import TrainRequest
@@ -18,7 +18,7 @@ from sweeps.stages.training import TrainRequest
 @click.option("--width", default=16, help="Channels of Net10's first layer.")
 @click.option("--epochs", default=10, help="Training epochs of the dense network.")
 @click.option("--batch-size", default=64, help="Images a step, in training and finetuning.")
-@click.option("--max-drop", default=1.0, help="Points of validation accuracy that may be lost.")
+@click.option("--max-drop", default=2.0, help="Points of validation accuracy that may be lost.")
 @click.option("--trials", default=14, help="Trials of the study.")
 @click.option("--finetune-epochs", default=3, help="Finetune epochs a trial.")
 @click.option("--seed", default=0, help="Of training, sampler and finetuning.")
@@ -42,13 +42,17 @@ def main(
         config=TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed),
     )
     search = SearchRequest(
-        max_drop=max_drop, trials=trials, finetune_epochs=finetune_epochs, batch_size=batch_size, seed=seed
+        max_drop=(max_drop,),
+        trials=trials,
+        finetune_epochs=finetune_epochs,
+        batch_size=batch_size,
+        seed=seed,
     )
     outcome = run_pipeline(training, search)
     click.echo(outcome.report.trials + "\n")
     click.echo(summary_table(outcome.registered))
     click.echo(
-        f"registered: {outcome.registered.name} version {outcome.registered.version}, alias champion\n"
+        f"{registered_lines(outcome.registered)}\n"
         f'use:  mlflow.pyfunc.load_model("{outcome.registered.uri}")\nlook: mlflow ui'
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from sweeps.command import command, data_options, study_option
-from sweeps.stages.registering import run_register, summary_table
+from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.source import DataRequest
 
 
@@ -14,13 +14,10 @@ from sweeps.stages.source import DataRequest
 @click.option("--model-name", default="", help="Registered model; default: <network>-<data set>.")
 @data_options("auto")
 def main(study_name: str, model_name: str, dataset: str, data_dir: str, device: str) -> None:
-    """Evaluate the smallest trial that meets the floor on test, and register it with the alias champion."""
+    """Evaluate a study's confirmed network on test, once, and register it with the alias champion."""
     outcome = run_register(study_name, model_name, DataRequest(dataset=dataset, data_dir=data_dir, device=device))
     click.echo(summary_table(outcome))
-    click.echo(
-        f"{'already registered' if outcome.already else 'registered'}: {outcome.name} version {outcome.version}, "
-        f"alias champion ({outcome.uri})\nlook: mlflow ui"
-    )
+    click.echo(f"{registered_lines(outcome)}\nlook: mlflow ui")
 
 
 if __name__ == "__main__":

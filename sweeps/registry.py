@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from netprune.packing import PackedHeader, PackedModel, read_packed
 
 MODEL_FILE, MODEL_NAME, CHAMPION = "model.netprune", "model", "champion"
 TRIAL = "trial_run_id"
-"""Version tag: the run of the trial that a version holds."""
+"""Version tag: the run that made the network of a version."""
 
 
 def log_model(data: bytes, header: PackedHeader, *, metadata: Mapping[str, Any] | None = None) -> str:
@@ -51,8 +51,16 @@ def log_model(data: bytes, header: PackedHeader, *, metadata: Mapping[str, Any] 
     return str(info.model_uri)
 
 
-def register_model(model_uri: str, name: str, *, run_id: str, tags: Mapping[str, str], description: str) -> int:
-    """Register a logged model under `name`, with the alias `champion`; whole, or not at all.
+def register_model(
+    model_uri: str,
+    name: str,
+    *,
+    run_id: str,
+    tags: Mapping[str, str],
+    description: str,
+    aliases: Sequence[str] = (CHAMPION,),
+) -> int:
+    """Register a logged model under `name`, with its aliases; whole, or not at all.
 
     Returns:
         The new version's number.
@@ -62,20 +70,25 @@ def register_model(model_uri: str, name: str, *, run_id: str, tags: Mapping[str,
         client.create_registered_model(name)
     version = client.create_model_version(name, model_uri, run_id=run_id, tags=dict(tags), description=description)
     try:
-        client.set_registered_model_alias(name, CHAMPION, version.version)
+        give_aliases(name, int(version.version), aliases)
     except BaseException:
         client.delete_model_version(name, version.version)
         raise
     return int(version.version)
 
 
-def champion_version(name: str, tags: Mapping[str, str]) -> int | None:
-    """The version of `name` that holds the alias `champion`, if its tags contain `tags`; else None."""
-    try:
-        version = mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        return None
-    return int(version.version) if tags.items() <= version.tags.items() else None
+def give_aliases(name: str, version: int, aliases: Sequence[str]) -> None:
+    """Let aliases of a registered model name this version; one that does already is left alone."""
+    client = mlflow.MlflowClient()
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, str(version))
+
+
+def find_version(name: str, tags: Mapping[str, str]) -> tuple[int, str] | None:
+    """The newest version of `name` whose tags contain `tags`, and the id of the run that registered it; or None."""
+    versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+    found = next((version for version in versions if tags.items() <= version.tags.items()), None)
+    return (int(found.version), str(found.run_id)) if found else None
 
 
 def newest_version() -> str:

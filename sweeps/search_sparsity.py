@@ -6,11 +6,25 @@ from typing import Any
 
 import click
 
-from sweeps.command import command, data_options, scan_options, search_options, source_options
+from sweeps.command import AUTO, command, data_options, numbers, scan_options, search_options, source_options
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest
-from sweeps.stages.searching import SearchRequest, run_search
+from sweeps.stages.searching import SearchOutcome, SearchRequest, run_search
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
 from sweeps.table import count, percent
+
+NAMES = (
+    "trials",
+    "finetune_epochs",
+    "batch_size",
+    "seed",
+    "study_name",
+    "values",
+    "objective",
+    "sampler",
+    "confirm_seeds",
+    "confirm_most",
+)
+"""Options that a request takes as they are."""
 
 
 @command
@@ -24,27 +38,46 @@ def main(
     dataset: str,
     data_dir: str,
     device: str,
+    max_drop: str,
     timeout: float,
+    epochs: float,
+    confirm_epochs: str,
     accuracy_floor: float,
     **options: Any,
 ) -> None:
     """Find the smallest packed file that meets the floor. Each trial prunes, finetunes, packs and scores the file."""
-    names = ("max_drop", "trials", "finetune_epochs", "batch_size", "seed", "study_name", "values", "objective")
     request = SearchRequest(
         scan=ScanRequest.of({name: options.pop(name) for name in SCAN_OPTIONS}),
+        max_drop=numbers("max_drop", max_drop),
         timeout=timeout or None,
+        epochs=epochs or None,
+        confirm_epochs=None if confirm_epochs == AUTO else float(confirm_epochs),
         accuracy_floor=accuracy_floor or None,
-        **{name: options.pop(name) for name in names},
+        **{name: options.pop(name) for name in NAMES},
     )
     source = open_source(SourceRequest(**options), DataRequest(dataset=dataset, data_dir=data_dir, device=device))
-    outcome = run_search(source, request)
-    click.echo(f"study {outcome.study_name}: {outcome.done} trials, floor {percent(outcome.floor)}")
-    if outcome.best is None:
-        click.echo("no trial meets the floor yet: add trials or finetune_epochs, or allow a larger max_drop")
-    else:
-        best = outcome.best
-        click.echo(f"best: {count(best.size_bytes)} bytes, val {percent(best.accuracy)}, run {best.run_id}")
-        click.echo(f"next: python -m sweeps.register --study-name {outcome.study_name}")
+    click.echo(closing(run_search(source, request)))
+
+
+def closing(outcome: SearchOutcome) -> str:
+    """What a session ends with: for each floor the best trial and the confirmed one, and the next command."""
+    lines = [f"study {outcome.study_name}: {outcome.done} trials"]
+    for one in outcome.floors:
+        lines.append(f"floor {percent(one.floor)}")
+        if one.best is None:
+            lines.append("  no trial meets it yet: add trials or finetune_epochs, or allow a larger max_drop")
+        else:
+            score = one.best.score
+            lines.append(f"  best trial {count(score.size_bytes)} bytes, val {percent(score.accuracy)}")
+        if one.confirmed is not None:
+            won = one.confirmed
+            seeds = ", ".join(percent(accuracy) for accuracy in won.accuracies)
+            lines.append(f"  confirmed  {count(won.size_bytes)} bytes, val {seeds}: at least {percent(won.lower)}")
+        elif outcome.confirmed:
+            lines.append("  confirmed  none")
+    if any(one.confirmed for one in outcome.floors):
+        lines.append(f"next: python -m sweeps.register --study-name {outcome.study_name}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,63 +1,123 @@
-"""The Optuna study over per-layer sparsities: its storage, its space, its seeds. The only room that talks to Optuna."""
+"""The Optuna study over a space of allocations: its storage, its samplers, its trials. The only room that talks to
+Optuna."""
 
 from __future__ import annotations
 
+import functools
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from netprune.errors import DivergedError, InputError
 from netprune.masks import Sparsity
+from netprune.search_space import REACH, Point, Space
 
 JOURNAL = "optuna.journal"
-MIN_DENSITY = 0.002
-MARGIN = 2.0
-FLOOR = "accuracy_floor"
+FLOOR, DENSITY, OFFSET = "accuracy_floor", "density", "offset/"
 # accuracies are counts over images: a floor of 0.809 must not be missed by the last bit of 0.8388 - 0.03
 ROUNDING = 1e-9
+WORST = 0.1
+"""The largest shortfall that a sampler is told of: a network that guesses is no worse than one ten points short, and
+would only flatten the model of what lies near the floor."""
+REGION, BELOW, ABOVE = 0.5, 1.6, 1.15
+"""How far around the smallest feasible trial a sampler looks: offsets either way, and factors of density."""
 OBJECTIVES = ("packed_bytes", "nonzero_bytes")
 """The file's length; or the source document's count, nonzero parameters as fp32 without positions."""
-DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
+    "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=1),
+    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=1, constant_liar=True),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+"""Those that heed a constraint, and the control."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """What one trial came to."""
 
     size_bytes: int
-    """The objective: one of `OBJECTIVES`."""
+    """The objective: one of `OBJECTIVES`; an estimate for a trial that stopped early."""
     accuracy: float
-    """Validation, in [0, 1]."""
+    """Validation, in [0, 1]; for a trial that stopped early, what it would hardly have passed."""
     run_id: str
     """Of the trial in MLflow."""
+    checks: Mapping[float, float] = field(default_factory=dict)
+    """Share of the finetuning → accuracy on the first validation images."""
+    stopped: str = ""
+    """Why it stopped early; empty if it did not."""
+    overruled: str = ""
+    """Why it would have stopped early, had it not been a control."""
+    epochs: float = 0.0
+    """Finetune epochs that it took."""
+
+    def meets(self, floor: float) -> bool:
+        """Whether it ran to its end and its accuracy is at the floor."""
+        return not self.stopped and self.accuracy >= floor - ROUNDING
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A trial with a result."""
+
+    number: int
+    point: Point
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """When no new trial starts. A running one is finished."""
+
+    trials: int
+    """Results of the whole study, those of earlier sessions included."""
+    timeout: float | None = None
+    """Seconds of this session."""
+    epochs: float | None = None
+    """Finetune epochs of the whole study's trials; no trial starts that could pass it."""
+    epochs_a_trial: float = 0.0
 
 
 Evaluate = Callable[[int, Sparsity], Score]
 """Trial number and sparsity → score; raises DivergedError for a trial that has none."""
+Propose = Callable[[Sequence[Tried]], Point | None]
+"""What has been tried → a point to try before the sampler is asked, or None when it is the sampler's turn."""
 
 
 class SparsityStudy:
-    """Minimise bytes subject to an accuracy floor, one sparsity a layer.
+    """Minimise bytes subject to accuracy floors, over a `Space`.
 
-    A layer's parameter is its density, from 0.002 to 1, searched on a log scale: from 98 % to 99 % sparsity is as far
-    as from 0 to 50 %. The study lives in `optuna.journal` in the working directory, beside MLflow's own store; opening
-    it again continues it.
+    The study lives in `optuna.journal` in the working directory, beside MLflow's own store; opening it again continues
+    it. Several floors share the trials: the sampler looks for each of them in turn, told of all trials as that floor
+    sees them.
     """
 
     def __init__(
-        self, name: str, layers: Sequence[str], floor: float, *, seed: int, constants: Mapping[str, Any]
+        self,
+        name: str,
+        layers: Mapping[str, int],
+        floors: Sequence[float],
+        *,
+        sampler: str = "tpe",
+        seed: int = 0,
+        constants: Mapping[str, Any],
     ) -> None:
         """Open the study `name`, or make it.
 
         Args:
             name: of the study.
-            layers: weight names.
-            floor: least validation accuracy, in [0, 1].
+            layers: weight name → number of weights.
+            floors: least validation accuracies, each in [0, 1].
+            sampler: a name in `SAMPLERS`.
             seed: of the sampler.
             constants: what must be equal whenever the study is continued, as JSON types.
 
@@ -65,16 +125,14 @@ class SparsityStudy:
             InputError: if the study exists and was made with other constants, or its file cannot be used.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.name, self.layers, self.floor = name, tuple(layers), floor
-        self._bounds = dict.fromkeys(self.layers, (MIN_DENSITY, 1.0))
+        self.name, self.layers, self.floors = name, dict(layers), tuple(sorted(floors, reverse=True))
+        self._sampler, self._seed = SAMPLERS[sampler], seed
         try:
             storage = JournalStorage(JournalFileBackend(JOURNAL))
             self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
             self._check(constants)
         except OSError as error:
             raise InputError(f"the study's file {JOURNAL} cannot be used: {error.strerror}.") from None
-        # trials already there are part of the sampler's knowledge, and must not be proposed again
-        self._study.sampler = optuna.samplers.TPESampler(seed=seed + len(self._study.trials), n_startup_trials=1)
 
     def _check(self, constants: Mapping[str, Any]) -> None:
         known = self._study.user_attrs.get("constants")
@@ -98,70 +156,161 @@ class SparsityStudy:
         self._study.set_user_attr("run_id", run_id)
 
     @property
-    def done(self) -> int:
-        """Trials that came to a result. Failed and killed ones do not count."""
-        return len(self._study.get_trials(deepcopy=False, states=DONE))
+    def path(self) -> tuple[tuple[float, Sparsity], ...]:
+        """The space's path; empty until it is set. Kept with the study: what a screening finds differs by machine."""
+        kept = self._study.user_attrs.get("path", [])
+        return tuple((float(density), sparsity) for density, sparsity in kept)
+
+    @path.setter
+    def path(self, path: Sequence[tuple[float, Sparsity]]) -> None:
+        self._study.set_user_attr("path", [[density, dict(sparsity)] for density, sparsity in path])
+
+    @functools.cached_property
+    def space(self) -> Space:
+        """What is searched."""
+        return Space(sizes=self.layers, path=self.path)
 
     @property
-    def best(self) -> Score | None:
-        """The smallest feasible trial so far."""
-        try:
-            trial = self._study.best_trial
-        except ValueError:
-            return None
-        return Score(int(trial.values[0]), trial.user_attrs["accuracy"], trial.user_attrs["run_id"])
+    def tried(self) -> list[Tried]:
+        """Trials that came to a result, stopped ones included. Failed and killed ones do not count."""
+        return [_tried(trial) for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
 
-    def seed(self, sparsities: Sequence[Sparsity]) -> None:
-        """Queue allocations to be tried first, clamped to the space; not again those that came to a result or wait.
+    @property
+    def done(self) -> int:
+        """How many trials came to a result."""
+        return len(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
-        The search then keeps to what they span, and a factor of two beyond it, in each layer: over the whole space
-        most of a short study's trials would be networks with one layer all but gone, or not pruned at all.
+    def feasible(self, floor: float) -> list[Tried]:
+        """Trials that meet a floor, the smallest first, the more accurate one of equals first."""
+        found = [tried for tried in self.tried if tried.score.meets(floor)]
+        return sorted(found, key=lambda tried: (tried.score.size_bytes, -tried.score.accuracy))
 
-        Optuna's `skip_if_exists` would count a trial that was interrupted, and its allocation would never be tried.
-        """
-        trials = self._study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING, TrialState.RUNNING))
-        known = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
-        for sparsity in sparsities:
-            densities = {_parameter(n): min(1.0, max(MIN_DENSITY, 1 - sparsity[n])) for n in self.layers}
-            if densities not in known:
-                self._study.enqueue_trial(densities)
-                known.append(densities)
-        for layer in self.layers:
-            tried = [max(MIN_DENSITY, 1 - sparsity[layer]) for sparsity in sparsities]
-            self._bounds[layer] = (max(MIN_DENSITY, min(tried) / MARGIN), min(1.0, max(tried) * MARGIN))
+    def best(self, floor: float) -> Tried | None:
+        """The smallest trial that meets a floor."""
+        return next(iter(self.feasible(floor)), None)
 
-    def run(
-        self, evaluate: Evaluate, trials: int, timeout: float | None, on_trial: Callable[[int, Score], None]
-    ) -> None:
-        """Try as many trials as the study lacks to `trials` results, until `timeout` seconds have gone by.
+    def run(self, evaluate: Evaluate, limits: Limits, propose: Propose, on_trial: Callable[[int, Score], None]) -> None:
+        """Try what `propose` and then the sampler proposes, within limits.
 
-        A running trial is finished. One that diverges is tried and has no result, so there may be fewer.
+        One that diverges is tried and has no result, so there may be fewer results than trials allowed.
 
         Args:
             evaluate: see `Evaluate`.
-            trials: of the whole study, those of earlier sessions included.
-            timeout: seconds, or None.
+            limits: see `Limits`.
+            propose: see `Propose`.
             on_trial: called after each result with the results so far and the score.
         """
 
         def objective(trial: optuna.Trial) -> float:
-            densities = {n: trial.suggest_float(_parameter(n), *self._bounds[n], log=True) for n in self.layers}
-            sparsity = {layer: 1 - density for layer, density in densities.items()}
-            score = evaluate(trial.number, sparsity)
-            trial.set_user_attr("accuracy", score.accuracy)
-            trial.set_user_attr("run_id", score.run_id)
-            trial.set_constraint(FLOOR, self.floor - score.accuracy - ROUNDING)
+            params = {
+                name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in self._distributions().items()
+            }
+            point = _point(params)
+            score = evaluate(trial.number, self.space.at(point))
+            for name, value in _attributes(score).items():
+                trial.set_user_attr(name, value)
+            trial.set_constraint(FLOOR, _shortfall(score, self.floors[-1]))
             on_trial(self.done + 1, score)
             return score.size_bytes
 
-        left = trials - self.done
-        if left > 0:
-            self._study.optimize(objective, n_trials=left, timeout=timeout, catch=(DivergedError,))
+        start, left = time.monotonic(), limits.trials - self.done
+        for _ in range(left):
+            tried = self.tried
+            if limits.timeout is not None and time.monotonic() - start >= limits.timeout:
+                return
+            spent = sum(one.score.epochs for one in tried)
+            if limits.epochs is not None and spent + limits.epochs_a_trial > limits.epochs + ROUNDING:
+                return
+            self._study.enqueue_trial(self._next(tried, propose))
+            self._study.optimize(objective, n_trials=1, catch=(DivergedError,))
 
-    def is_feasible(self, score: Score) -> bool:
-        """Whether the score meets the floor."""
-        return score.accuracy >= self.floor - ROUNDING
+    def _distributions(self) -> dict[str, FloatDistribution]:
+        offsets = {f"{OFFSET}{name}": FloatDistribution(-REACH, REACH) for name in self.space.sizes}
+        return {DENSITY: FloatDistribution(self.space.least, self.space.most, log=True), **offsets}
+
+    def _next(self, tried: Sequence[Tried], propose: Propose) -> dict[str, float]:
+        proposed = propose(tried)
+        if proposed is not None:
+            return _parameters(proposed)
+        number = len(self._study.get_trials(deepcopy=False))
+        return self.ask(tried, self.floors[number % len(self.floors)], self._seed + number)
+
+    def ask(self, tried: Sequence[Tried], floor: float, seed: int) -> dict[str, float]:
+        """What the sampler proposes next for one floor: parameter → value.
+
+        It is asked in memory, with each trial's constraint as that floor has it (a stored constraint is of one floor),
+        the logarithm of bytes for bytes, and, once a trial meets the floor, within a region around the smallest one
+        that does: a model of a few dozen noisy trials holds near by at most, and over the whole space most proposals
+        would be its corners (after SCBO, Eriksson & Poloczek 2021, arXiv:2002.08526). Trials that are running elsewhere
+        are told too, so that workers do not ask for the same.
+        """
+        memory = optuna.create_study(sampler=self._sampler(seed))
+        region = self._region(tried, floor)
+        distributions: dict[str, BaseDistribution] = {**region}
+        for one in tried:
+            if _inside(one.point, region):
+                memory.add_trial(
+                    optuna.trial.create_trial(
+                        params=_parameters(one.point),
+                        distributions=distributions,
+                        value=math.log(max(1, one.score.size_bytes)),
+                        constraints={FLOOR: min(WORST, _shortfall(one.score, floor))},
+                    )
+                )
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            params = dict(trial.params)
+            if params.keys() == region.keys() and _inside(_point(params), region):
+                running = optuna.trial.create_trial(
+                    state=TrialState.RUNNING, params=params, distributions=distributions
+                )
+                memory.add_trial(running)
+        with np.errstate(invalid="ignore"):  # the GP divides zero by zero once it is sure of its answer, and heeds it
+            return dict(memory.ask(distributions).params)
+
+    def _region(self, tried: Sequence[Tried], floor: float) -> dict[str, FloatDistribution]:
+        feasible = [one for one in tried if one.score.meets(floor)]
+        if not feasible:
+            return self._distributions()
+        centre = min(feasible, key=lambda one: (one.score.size_bytes, -one.score.accuracy)).point
+        around = {
+            f"{OFFSET}{name}": FloatDistribution(max(-REACH, value - REGION), min(REACH, value + REGION))
+            for name, value in centre.offsets.items()
+        }
+        least = max(self.space.least, centre.density / BELOW)
+        return {DENSITY: FloatDistribution(least, min(self.space.most, centre.density * ABOVE), log=True), **around}
 
 
-def _parameter(layer: str) -> str:
-    return f"density/{layer}"
+def _inside(point: Point, region: Mapping[str, FloatDistribution]) -> bool:
+    return all(region[name].low <= value <= region[name].high for name, value in _parameters(point).items())
+
+
+def _shortfall(score: Score, floor: float) -> float:
+    """At most 0 where the floor is met; a trial that stopped early never meets one."""
+    return max(floor - score.accuracy - ROUNDING, ROUNDING if score.stopped else -1.0)
+
+
+def _parameters(point: Point) -> dict[str, float]:
+    return {DENSITY: point.density, **{f"{OFFSET}{name}": value for name, value in point.offsets.items()}}
+
+
+def _point(params: Mapping[str, float]) -> Point:
+    offsets = {name.removeprefix(OFFSET): value for name, value in params.items() if name.startswith(OFFSET)}
+    return Point(density=params[DENSITY], offsets=offsets)
+
+
+def _attributes(score: Score) -> dict[str, Any]:
+    return {
+        "accuracy": score.accuracy,
+        "run_id": score.run_id,
+        "checks": {str(share): accuracy for share, accuracy in score.checks.items()},
+        "stopped": score.stopped,
+        "overruled": score.overruled,
+        "epochs": score.epochs,
+    }
+
+
+def _tried(trial: FrozenTrial) -> Tried:
+    attributes = dict(trial.user_attrs)
+    checks = {float(share): accuracy for share, accuracy in attributes.pop("checks").items()}
+    score = Score(size_bytes=int(trial.values[0]), checks=checks, **attributes)
+    return Tried(trial.number, _point(trial.params), score)

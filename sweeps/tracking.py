@@ -24,7 +24,7 @@ from netprune.files import write_whole
 from sweeps.experiment import EXPERIMENT
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError)
-STAGE, FEASIBLE, STUDY = "netprune.stage", "feasible", "netprune.study"
+STAGE, FEASIBLE, STUDY, TRIAL = "netprune.stage", "feasible", "netprune.study", "netprune.trial"
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -78,7 +78,7 @@ def tracked_run(
     opened. A KeyboardInterrupt ends it as KILLED, any other exception as FAILED with the error in the tag `error`.
 
     Args:
-        stage: `train`, `scan`, `search`, `trial`, `register`, `main`: the tag `netprune.stage`.
+        stage: `train`, `scan`, `search`, `trial`, `confirm`, `register`, `main`: the tag `netprune.stage`.
         name: what a flat list of runs shows.
         config: the resolved options, logged as `<stage>.<option>`: `mlflow run` has logged the plain names already,
             as the user typed them.
@@ -129,6 +129,11 @@ def active_run_id() -> str:
     if run is None:
         raise RuntimeError("no run is open")
     return str(run.info.run_id)
+
+
+def flag(value: bool) -> str:
+    """A truth as a tag has it."""
+    return "true" if value else "false"
 
 
 def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -184,6 +184,11 @@ def test_search_floor_given_as_a_fraction_is_refused(refused, dense):
 def test_search_unknown_values_or_objective_names_the_known_ones(refused):
     assert "fp32, fp16, int8, or codebook:2 to codebook:8" in refused(search_sparsity.main, "--values", "codebook:9")
     assert "it must be packed_bytes or nonzero_bytes" in refused(search_sparsity.main, "--objective", "speed")
+    assert "it must be gp, tpe, random" in refused(search_sparsity.main, "--sampler", "cmaes")
+
+
+def test_search_max_drop_that_is_no_number_is_refused(refused):
+    assert "max_drop is '1;2'; it is a number, or several" in refused(search_sparsity.main, "--max-drop", "1;2")
 
 
 @pytest.mark.parametrize("command", [scan_sensitivity.main, search_sparsity.main])
@@ -246,9 +251,11 @@ def test_register_with_nothing_feasible_says_how_far_and_registers_nothing(refus
     options = ["--max-drop", "0", "--trials", "1", "--finetune-epochs", "0", "--study-name", "hopeless"]
     searched = CliRunner().invoke(search_sparsity.main, options)
     assert searched.exit_code == 0, searched.output
-    assert "no trial meets the floor yet" in searched.output
+    assert "no trial meets it yet" in searched.output
+    assert "confirmed  none" in searched.output
     message = refused(register.main, "--study-name", "hopeless")
-    assert "the nearest, trial 000" in message
+    assert "with 95 % confidence, so nothing is registered" in message
+    assert "The most accurate trial, trial 000" in message
     assert "points short" in message
 
 

@@ -102,7 +102,7 @@ def test_mlflow_run_with_pyenv_on_the_path_does_not_call_it(project, store):
 def test_search_register_and_load_from_another_folder_gives_the_logged_test_accuracy(project, store, tmp_path):
     def search(trials):
         options = ["--max-drop", "60", "--trials", trials, "--batch-size", "64", "--study-name", "small"]
-        options += ["--values", "codebook:4", "--objective", "nonzero_bytes"]
+        options += ["--values", "codebook:4", "--objective", "nonzero_bytes", "--confirm-epochs", "1"]
         done = run(project, sys.executable, "-m", "sweeps.search_sparsity", *options)
         assert done.returncode == 0, done.stderr
 
@@ -124,6 +124,10 @@ def test_search_register_and_load_from_another_folder_gives_the_logged_test_accu
     assert registered.returncode == 0, registered.stderr
     assert "registered: net10-w2-digits version 1, alias champion" in registered.stdout
     (entry,) = store.stage("register")
+    confirmed = [
+        run for run in store.stage("confirm", "small") if run.info.run_id == entry.data.params["register.trial_run_id"]
+    ]
+    assert len(confirmed) == 1
     script = (
         "import mlflow\n"
         "from netprune import load_dataset\n"

@@ -13,8 +13,9 @@ from netprune.gradients import loss_gradients
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
-from netprune.pruning import PruneConfig, finetune_config, prune_candidate, quantise_and_train
+from netprune.pruning import RECALIBRATED, PruneConfig, finetuning, prune_candidate, quantise_and_train
 from netprune.quantise import Values
+from netprune.recalibration import recalibrate
 from netprune.recipes import TrainConfig
 from netprune.saliency import SALIENCIES
 from netprune.training import Callbacks, Held, train
@@ -58,6 +59,7 @@ def test_prune_candidate_equals_its_steps_taken_one_by_one(tiny_net, tiny_datase
     model = copy.deepcopy(tiny_net)
     masks = make_masks(model, allocation)
     apply_masks(model, masks)
+    recalibrate(model, tiny_dataset, RECALIBRATED)
     assert result.one_shot == evaluate(model, tiny_dataset.val, tiny_dataset)
     train(model, tiny_dataset, RECIPE, held=Held(masks=masks))
     assert weights_digest(unpack(data).model) == weights_digest(model)
@@ -135,9 +137,61 @@ def test_prune_candidate_that_diverges_raises_diverged_error(tiny_net, tiny_data
         prune_candidate(tiny_net, tiny_dataset, tiny_header, {}, config)
 
 
-def test_finetune_config_of_zero_epochs_is_none():
-    assert finetune_config(0) is None
-    assert finetune_config(3, batch_size=64, seed=2) == TrainConfig(epochs=3, batch_size=64, seed=2)
+@pytest.mark.parametrize(("epochs", "whole", "share"), [(3, 3, 1.0), (0.25, 1, 0.25), (1.5, 2, 0.75)])
+def test_finetuning_of_part_of_an_epoch_takes_part_of_the_images(tiny_dataset, epochs, whole, share):
+    config = finetuning(epochs, batch_size=64, seed=2)
+    assert config.finetune == TrainConfig(epochs=whole, batch_size=64, seed=2)
+    assert config.share == share
+    assert len(config.part(tiny_dataset).train) * whole == epochs * len(tiny_dataset.train)
+
+
+def test_finetuning_of_zero_epochs_is_pruning_alone():
+    assert finetuning(0).finetune is None
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.01])
+def test_prune_config_share_out_of_range_is_refused(share):
+    with pytest.raises(InputError, match="share"):
+        PruneConfig(share=share)
+
+
+def test_prune_candidate_is_checked_before_and_on_the_way_and_ends_on_what_a_check_raises(
+    tiny_net, tiny_dataset, tiny_header
+):
+    seen, steps = {}, []
+    callbacks = Callbacks(
+        on_step=lambda done, _: steps.append(done),
+        on_check=lambda share, found: seen.setdefault(share, (len(steps), found)),
+        checks=(0.25, 0.5),
+    )
+    allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
+    result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED, callbacks=callbacks)
+    total = len(steps)
+    assert [(share, at) for share, (at, _) in seen.items()] == [(0.0, 0), (0.25, -(-total // 4)), (0.5, total // 2)]
+    assert seen[0.0][1] == result.one_shot
+
+    def stop(share, _):
+        if share == 0.25:
+            raise ZeroDivisionError
+
+    steps.clear()
+    with pytest.raises(ZeroDivisionError):
+        prune_candidate(
+            tiny_net,
+            tiny_dataset,
+            tiny_header,
+            allocation,
+            FINETUNED,
+            callbacks=Callbacks(on_step=callbacks.on_step, on_check=stop, checks=(0.25, 0.5)),
+        )
+    assert len(steps) == -(-total // 4)
+
+
+def test_prune_candidate_checks_do_not_change_what_comes_out(tiny_net, tiny_dataset, tiny_header):
+    allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
+    watched = Callbacks(on_check=lambda *_: None, checks=(0.25, 0.5, 0.75))
+    plain = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED)[1]
+    assert prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED, callbacks=watched)[1] == plain
 
 
 def test_prune_config_without_options_is_one_shot_magnitude():

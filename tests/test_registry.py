@@ -34,9 +34,9 @@ def test_model_logged_is_fetched_by_run_and_by_alias_bit_for_bit(store):
         assert weights_digest(found.model) == header.dense_digest
         assert found.header == header
         assert by == run_id
-    assert registry.champion_version("small", {"k": "v"}) == version
-    assert registry.champion_version("small", {"k": "w"}) is None
-    assert registry.champion_version("none", {}) is None
+    assert registry.find_version("small", {"k": "v"}) == (version, run_id)
+    assert registry.find_version("small", {"k": "w"}) is None
+    assert registry.find_version("none", {}) is None
 
 
 def test_model_logged_predicts_through_pyfunc_as_the_module_does(store):

@@ -1,14 +1,20 @@
-"""The study: the smallest that keeps the floor, however often it is stopped and gone on with."""
+"""The study: the smallest that keeps a floor, however often it is stopped and gone on with."""
+
+import math
+import time
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from netprune.errors import DivergedError, InputError
-from sweeps.study import JOURNAL, MIN_DENSITY, Score, SparsityStudy
+from netprune.search_space import REACH, Point
+from sweeps.study import DENSITY, JOURNAL, OFFSET, SAMPLERS, Limits, Score, SparsityStudy
 
-LAYERS = ("a", "b")
+LAYERS = {"a": 1_000, "b": 9_000}
+PATH = ((0.01, {"a": 0.9, "b": 0.999}), (0.1, {"a": 0.5, "b": 0.9444}), (0.6, {"a": 0.1, "b": 0.4333}))
 CONSTANTS = {"floor": 0.8, "epochs": 1, "digest": "abc"}
+ZERO = dict.fromkeys(LAYERS, 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -16,22 +22,34 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def make_study(floor=0.8, *, name="study", seed=0, constants=CONSTANTS):
-    return SparsityStudy(name, LAYERS, floor, seed=seed, constants=constants)
+def make_study(*floors, name="study", seed=0, sampler="tpe", constants=CONSTANTS):
+    study = SparsityStudy(name, LAYERS, floors or (0.8,), sampler=sampler, seed=seed, constants=constants)
+    if not study.path:
+        study.path = PATH
+    return study
 
 
 def ignore(*_):
     pass
 
 
+def nothing(_):
+    """Nothing to begin with: every trial is the sampler's."""
+
+
+def score(size, accuracy, number=0, **more):
+    return Score(size_bytes=size, accuracy=accuracy, run_id=f"run{number}", **more)
+
+
 def cheap(number, sparsity):
-    """Bytes fall with sparsity, and so does accuracy."""
-    density = sum(1 - value for value in sparsity.values()) / len(sparsity)
-    return Score(round(1e6 * density), 0.9 if density > 0.1 else 0.5, f"run{number}")
+    """Bytes fall with sparsity, and so does accuracy, the faster the further layer a is from half of its weights."""
+    kept = sum(n * (1 - sparsity[layer]) for layer, n in LAYERS.items()) / sum(LAYERS.values())
+    accuracy = 0.9 - 0.01 / kept - 0.03 * math.log((1 - sparsity["a"]) / 0.5) ** 2
+    return score(round(1e6 * kept), max(0.1, accuracy), number)
 
 
 class Listed:
-    """Evaluates to the given (bytes, accuracy) pairs in turn; an exception among them is raised."""
+    """Evaluates to the given outcomes in turn: (bytes, accuracy), a score, or an exception, which is raised."""
 
     def __init__(self, *outcomes):
         self.outcomes, self.asked = list(outcomes), []
@@ -41,7 +59,11 @@ class Listed:
         outcome = self.outcomes[len(self.asked) - 1]
         if isinstance(outcome, BaseException):
             raise outcome
-        return Score(*outcome, f"run{number}")
+        return outcome if isinstance(outcome, Score) else score(*outcome, number)
+
+
+def run(study, evaluate, trials, propose=nothing, on_trial=ignore, **limits):
+    study.run(evaluate, Limits(trials=trials, **limits), propose, on_trial)
 
 
 def trials(name="study"):
@@ -50,75 +72,166 @@ def trials(name="study"):
     return optuna.load_study(study_name=name, storage=storage).trials
 
 
+def best(study, floor=0.8):
+    found = study.best(floor)
+    return found and (found.score.size_bytes, found.score.accuracy)
+
+
+def points(study):
+    return {(one.point.density, *one.point.offsets.values()) for one in study.tried}
+
+
 def test_study_best_is_the_smallest_feasible_trial():
     study = make_study()
-    study.run(Listed((500, 0.9), (100, 0.79), (300, 0.81), (400, 0.95), (1, 0.0)), 5, None, ignore)
-    assert study.best == Score(300, 0.81, "run2")
+    run(study, Listed((500, 0.9), (100, 0.79), (300, 0.81), (400, 0.95), (1, 0.0)), 5)
+    assert best(study) == (300, 0.81)
+    assert [one.score.size_bytes for one in study.feasible(0.8)] == [300, 400, 500]
+    assert best(study, 0.92) == (400, 0.95)
 
 
 def test_study_without_a_feasible_trial_has_no_best():
     study = make_study()
-    assert study.best is None
-    study.run(Listed((500, 0.7), (100, 0.79999)), 2, None, ignore)
+    assert study.best(0.8) is None
+    run(study, Listed((500, 0.7), (100, 0.79999)), 2)
     assert study.done == 2
-    assert study.best is None
+    assert study.best(0.8) is None
+
+
+def test_study_of_equal_sizes_takes_the_more_accurate():
+    study = make_study()
+    run(study, Listed((300, 0.81), (300, 0.85), (300, 0.83)), 3)
+    assert best(study) == (300, 0.85)
 
 
 @pytest.mark.parametrize(
     ("accuracy", "feasible"), [(0.8388 - 0.03, True), (0.8088, True), (0.80880001, True), (0.80879, False)]
 )
 def test_study_floor_is_met_to_the_last_bit_and_no_further(accuracy, feasible):
-    floor = 0.8088
-    study = make_study(floor)
-    study.run(Listed((100, accuracy)), 1, None, ignore)
-    assert (study.best is not None) == feasible == study.is_feasible(Score(100, accuracy, ""))
+    study = make_study(0.8088)
+    run(study, Listed((100, accuracy)), 1)
+    assert (study.best(0.8088) is not None) == feasible
+    (trial,) = trials()
+    assert (trial.constraints["accuracy_floor"] <= 0) == feasible
 
 
-def test_study_run_on_a_real_search_finds_a_small_feasible_trial():
+def test_study_trial_that_stopped_early_is_never_feasible():
     study = make_study()
-    seen = []
-    study.run(lambda n, s: seen.append(cheap(n, s)) or seen[-1], 25, None, ignore)
-    assert len(seen) == 25
-    assert study.best == min((s for s in seen if s.accuracy >= 0.8), key=lambda s: s.size_bytes)
-    assert study.best.size_bytes < 300_000
+    run(study, Listed((500, 0.9), score(100, 0.95, 1, stopped="why", checks={0.0: 0.2}), (400, 0.85)), 3)
+    assert best(study) == (400, 0.85)
+    assert study.done == 3
+    assert [trial.constraints["accuracy_floor"] <= 0 for trial in trials()] == [True, False, True]
+    assert study._study.best_trial.value == 400
 
 
-def test_study_sparsities_lie_within_the_space():
-    study, calls = make_study(), Listed(*[(100, 0.9)] * 12)
-    study.run(calls, 12, None, ignore)
-    for sparsity in calls.asked:
-        assert sparsity.keys() == set(LAYERS)
-        assert all(0 <= value <= 1 - MIN_DENSITY for value in sparsity.values())
-    assert len({tuple(s.values()) for s in calls.asked}) == 12
+STARTS = [Point(density=d, offsets=ZERO) for d in (0.4, 0.3, 0.2, 0.15, 0.12, 0.1)]
 
 
-def test_study_gone_on_with_keeps_its_trials_and_the_total_budget():
+def begin(tried):
+    return STARTS[len(tried)] if len(tried) < len(STARTS) else None
+
+
+@pytest.mark.parametrize(("sampler", "count"), [("gp", 18), ("tpe", 40)])
+def test_study_sampler_finds_smaller_networks_than_the_path_and_heeds_the_floor(sampler, count):
+    study = make_study(sampler=sampler)
+    run(study, cheap, count, begin)
+    on_path = [one.score for one in study.tried if not any(one.point.offsets.values())]
+    assert len(on_path) == len(STARTS)
+    least = min(found.size_bytes for found in on_path if found.meets(0.8))
+    assert study.best(0.8).score.size_bytes < least
+    near = [one for one in study.tried[len(STARTS) :] if abs(one.score.accuracy - 0.8) < 0.1]
+    assert len(near) > (count - len(STARTS)) / 2
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_study_points_lie_within_the_space_and_differ(sampler):
+    study, calls = make_study(sampler=sampler), Listed(*[(100, 0.9)] * 8)
+    run(study, calls, 8)
+    for one, sparsity in zip(study.tried, calls.asked, strict=True):
+        assert 0.01 <= one.point.density <= 0.6
+        assert all(abs(value) <= REACH for value in one.point.offsets.values())
+        assert sparsity == study.space.at(one.point)
+    assert len(points(study)) == 8
+
+
+def test_study_proposals_come_first_and_are_told_what_was_tried():
+    wanted = [Point(density=0.1, offsets=ZERO), Point(density=0.05, offsets={"a": 0.5, "b": -0.1})]
+    told = []
+
+    def propose(tried):
+        told.append([one.score.size_bytes for one in tried])
+        return wanted[len(tried)] if len(tried) < 2 else None
+
+    study = make_study()
+    run(study, Listed((500, 0.9), (400, 0.9), (300, 0.9)), 3, propose)
+    assert [one.point for one in study.tried][:2] == wanted
+    assert told == [[], [500], [500, 400]]
+
+
+def test_study_several_floors_share_trials_and_are_looked_for_in_turn():
+    study = make_study(0.7, 0.86, 0.8, sampler="gp")
+    assert study.floors == (0.86, 0.8, 0.7)
+    run(study, cheap, 21, begin)
+    sizes = [study.best(floor).score.size_bytes for floor in study.floors]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+    late = study.tried[len(STARTS) :]
+    near = [min(study.floors, key=lambda floor: abs(one.score.accuracy - floor)) for one in late]
+    assert all(near.count(floor) > 1 for floor in study.floors)
+
+
+def test_study_constraint_in_the_store_is_of_the_lowest_floor():
+    study = make_study(0.9, 0.5)
+    run(study, Listed((100, 0.7)), 1)
+    assert trials()[0].constraints["accuracy_floor"] == pytest.approx(-0.2)
+
+
+def test_study_ask_knows_of_trials_that_run_elsewhere():
+    study = make_study()
+    run(study, Listed(*[(500, 0.9)] * 6), 6)
+    asked = []
+    for _ in range(16):
+        params = study.ask(study.tried, 0.8, seed=1)
+        asked.append(tuple(params.values()))
+        study._study.enqueue_trial(params)
+        trial = study._study.ask()  # a worker that goes on running
+        for name, value in study._distributions().items():
+            trial.suggest_float(name, value.low, value.high, log=value.log)
+    assert len(set(asked)) == 16
+
+
+def test_study_gone_on_with_keeps_its_trials_its_path_and_the_total_budget():
     first = make_study()
-    first.run(Listed((500, 0.9), (400, 0.9), (450, 0.9)), 3, None, ignore)
+    run(first, Listed((500, 0.9), (400, 0.9), (450, 0.9)), 3)
     second, calls = make_study(), Listed(*[(600, 0.9)] * 9)
     assert second.done == 3
-    assert second.best == Score(400, 0.9, "run1")
-    second.run(calls, 5, None, ignore)
+    assert second.path == PATH
+    assert best(second) == (400, 0.9)
+    run(second, calls, 5)
     assert len(calls.asked) == 2
     assert second.done == 5
     assert [trial.number for trial in trials()] == [0, 1, 2, 3, 4]
-    second.run(calls, 5, None, ignore)
-    make_study().run(calls, 4, None, ignore)
+    run(second, calls, 5)
+    run(make_study(), calls, 4)
     assert len(calls.asked) == 2
 
 
+def test_study_scores_come_back_whole():
+    kept = score(500, 0.9, 7, checks={0.0: 0.5, 0.25: 0.75}, stopped="", overruled="it was a control", epochs=0.25)
+    run(make_study(), Listed(kept), 1)
+    assert make_study().tried[0].score == kept
+
+
 def test_study_gone_on_with_does_not_repeat_its_proposals():
-    first, second = Listed(*[(500, 0.9)] * 4), Listed(*[(500, 0.9)] * 4)
-    make_study().run(first, 4, None, ignore)
-    make_study().run(second, 8, None, ignore)
-    assert len({tuple(sorted(s.items())) for s in first.asked + second.asked}) == 8
+    run(make_study(), Listed(*[(500, 0.9)] * 4), 4)
+    run(make_study(), Listed(*[(500, 0.9)] * 4), 8)
+    assert len(points(make_study())) == 8
 
 
 def test_study_whose_trials_all_failed_does_not_propose_the_same_again():
     asked = []
     for _ in range(3):
         calls = Listed(DivergedError("loss is nan"))
-        make_study().run(calls, 1, None, ignore)
+        run(make_study(), calls, 1)
         asked += calls.asked
     assert len({tuple(sorted(s.items())) for s in asked}) == 3
 
@@ -127,21 +240,21 @@ def test_study_same_seed_proposes_the_same_and_other_seed_another():
     asked = {}
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
         calls = Listed(*[(500, 0.9)] * 4)
-        make_study(name=name, seed=seed).run(calls, 4, None, ignore)
+        run(make_study(name=name, seed=seed), calls, 4)
         asked[name] = calls.asked
     assert asked["one"] == asked["two"] != asked["three"]
 
 
 def test_study_of_another_name_is_another_study():
-    make_study().run(Listed((500, 0.9)), 1, None, ignore)
+    run(make_study(), Listed((500, 0.9)), 1)
     other = make_study(name="other", constants={"floor": 0.1})
     assert other.done == 0
-    assert other.best is None
+    assert other.best(0.1) is None
 
 
 @pytest.mark.parametrize("changed", [{"epochs": 2}, {"digest": "xyz"}, {"floor": 0.81}])
 def test_study_gone_on_with_other_constants_is_refused_by_name(changed):
-    make_study().run(Listed((500, 0.9)), 1, None, ignore)
+    run(make_study(), Listed((500, 0.9)), 1)
     ((name, value),) = changed.items()
     with pytest.raises(InputError, match=rf"{name}={CONSTANTS[name]}, not {value}.*study_name"):
         make_study(constants={**CONSTANTS, **changed})
@@ -166,76 +279,63 @@ def test_study_trial_without_a_score_is_failed_and_never_best(error):
     study, calls = make_study(), Listed((500, 0.9), error, (400, 0.9), (450, 0.9))
     if isinstance(error, KeyboardInterrupt):
         with pytest.raises(KeyboardInterrupt):
-            study.run(calls, 4, None, ignore)
+            run(study, calls, 4)
         study = make_study()
-    study.run(calls, 3, None, ignore)
-    assert [trial.state for trial in trials()[:3]] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
-    assert TrialState.RUNNING not in {trial.state for trial in trials()}
-    assert study.best.size_bytes == 400
-    assert study.done == sum(trial.state == TrialState.COMPLETE for trial in trials())
+    run(study, calls, 3)
+    states = [trial.state for trial in trials()]
+    assert states[:3] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert TrialState.RUNNING not in states
+    assert best(study) == (400, 0.9)
+    assert study.done == states.count(TrialState.COMPLETE)
 
 
 def test_study_interrupted_while_a_result_is_told_leaves_no_running_trial():
-    study = make_study()
-
     def interrupt(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.run(Listed((500, 0.9)), 1, None, interrupt)
+        run(make_study(), Listed((500, 0.9)), 1, on_trial=interrupt)
     assert [trial.state for trial in trials()] != [TrialState.RUNNING]
 
 
 def test_study_other_errors_are_not_hidden():
-    study = make_study()
     with pytest.raises(ZeroDivisionError):
-        study.run(Listed(ZeroDivisionError()), 2, None, ignore)
+        run(make_study(), Listed(ZeroDivisionError()), 2)
     assert [trial.state for trial in trials()] == [TrialState.FAIL]
-
-
-def test_study_seeds_are_run_first_and_clamped():
-    study, calls = make_study(), Listed(*[(500, 0.9)] * 4)
-    study.seed([{"a": 0.5, "b": 0.0}, {"a": 1.0, "b": 0.9999}, {"a": -0.1, "b": 0.25}])
-    study.run(calls, 4, None, ignore)
-    low = 1 - MIN_DENSITY
-    expected = [{"a": 0.5, "b": 0.0}, {"a": low, "b": low}, {"a": 0.0, "b": 0.25}]
-    for asked, wanted in zip(calls.asked, expected, strict=False):
-        assert asked == pytest.approx(wanted)
-    assert len(calls.asked) == 4
-
-
-def test_study_seeds_queued_again_are_run_once_in_the_studys_life():
-    seeds = [{"a": 0.5, "b": 0.1}, {"a": 0.6, "b": 0.2}]
-    first, second = Listed(*[(500, 0.9)] * 3), Listed(*[(500, 0.9)] * 3)
-    for calls, budget in ((first, 3), (second, 6)):
-        study = make_study()
-        study.seed(seeds)
-        study.run(calls, budget, None, ignore)
-    assert first.asked[:2] == [pytest.approx(seed) for seed in seeds]
-    assert not [asked for asked in second.asked if any(asked == pytest.approx(seed) for seed in seeds)]
 
 
 def test_study_on_trial_is_told_the_results_so_far():
     told = []
-    make_study().run(Listed((500, 0.9), (400, 0.7)), 2, None, lambda *news: told.append(news))
-    make_study().run(Listed((300, 0.9)), 3, None, lambda *news: told.append(news))
-    assert told == [(1, Score(500, 0.9, "run0")), (2, Score(400, 0.7, "run1")), (3, Score(300, 0.9, "run2"))]
+
+    def note(done, one):
+        told.append((done, one.size_bytes))
+
+    run(make_study(), Listed((500, 0.9), (400, 0.7)), 2, on_trial=note)
+    run(make_study(), Listed((300, 0.9)), 3, on_trial=note)
+    assert told == [(1, 500), (2, 400), (3, 300)]
 
 
-def test_study_timeout_starts_no_new_trial_and_finishes_the_running_one(monkeypatch):
-    import time
-
+def test_study_timeout_starts_no_new_trial_and_finishes_the_running_one():
     calls = []
 
     def slow(number, _):
         calls.append(number)
         time.sleep(0.3)
-        return Score(100, 0.9, "run")
+        return score(100, 0.9)
 
     study = make_study()
-    study.run(slow, 50, 0.2, ignore)
+    run(study, slow, 50, timeout=0.2)
     assert calls == [0]
     assert study.done == 1
+
+
+def test_study_budget_in_epochs_is_never_passed_and_counts_what_stopped_trials_took():
+    outcomes = [score(100, 0.9, epochs=2.0), score(90, 0.5, epochs=0.5, stopped="why"), score(80, 0.9, epochs=2.0)]
+    study = make_study()
+    run(study, Listed(*outcomes), 50, epochs=4.6, epochs_a_trial=2.0)
+    assert [one.score.epochs for one in study.tried] == [2.0, 0.5, 2.0]
+    run(make_study(), Listed(score(70, 0.9, epochs=2.0)), 50, epochs=6.5, epochs_a_trial=2.0)
+    assert study.done == 4
 
 
 def test_study_run_id_is_kept():
@@ -244,15 +344,6 @@ def test_study_run_id_is_kept():
     assert make_study().run_id == "1234"
 
 
-def test_study_seeded_searches_what_the_seeds_span_and_a_factor_of_two_beyond():
-    study, seen = make_study(), []
-    study.seed([dict.fromkeys(LAYERS, 0.8), dict.fromkeys(LAYERS, 0.9)])
-
-    def evaluate(number, sparsity):
-        seen.append(sparsity)
-        return Score(size_bytes=number, accuracy=0.9, run_id=str(number))
-
-    study.run(evaluate, 30, None, lambda _done, _score: None)
-    densities = [1 - value for sparsity in seen for value in sparsity.values()]
-    assert 0.05 - 1e-9 <= min(densities) < 0.1
-    assert 0.2 < max(densities) <= 0.4 + 1e-9
+def test_study_parameters_in_the_store_are_the_spaces_own():
+    run(make_study(), Listed((500, 0.9)), 1)
+    assert trials()[0].params.keys() == {DENSITY, f"{OFFSET}a", f"{OFFSET}b"}

@@ -1,41 +1,69 @@
-"""The study's winner: evaluated once on test, logged as a model, registered as champion."""
+"""A study's winners: evaluated once on test, logged as models, registered under aliases."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from netprune.data import Dataset
-from netprune.evaluation import Evaluation, evaluate
+from netprune.evaluation import evaluate
 from netprune.packing import PackedModel, pack
 from netprune.size import measure_size
 from sweeps import registry, tracking
-from sweeps.stages.searching import PACKED_FILE
 from sweeps.stages.source import DataRequest, short_name
-from sweeps.stages.studies import find_study, open_study_data
+from sweeps.stages.studies import FoundStudy, Winner, find_study, open_study_data
+from sweeps.stages.trials import PACKED_FILE
 from sweeps.table import count, percent, table
+
+DENSE = "dense_"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One network as the closing table shows it. Accuracies are in [0, 1], with their standard errors."""
+
+    val_accuracy: float
+    val_accuracy_se: float
+    test_accuracy: float
+    test_accuracy_se: float
+    test_loss: float
+    packed_bytes: int
+    nonzero_bytes: int
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """As a run keeps it."""
+        return {f"{prefix}{name}": float(getattr(self, name)) for name in self.__slots__}
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], prefix: str = "") -> Measured:
+        """Back from a run's metrics."""
+        found = {name: metrics[f"{prefix}{name}"] for name in cls.__slots__}
+        sizes = {name: int(value) for name, value in found.items() if name.endswith("_bytes")}
+        return cls(**{**found, **sizes})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One network as the closing table shows it."""
+class Version:
+    """One registered network."""
 
-    val: Evaluation
-    test: Evaluation
-    packed_bytes: int
-    nonzero_bytes: int
+    floor: float
+    """In [0, 1]."""
+    number: int
+    aliases: tuple[str, ...]
+    already: bool
+    """Whether this network was registered before."""
+    measured: Measured
 
 
 @dataclass(frozen=True, slots=True)
 class RegisterOutcome:
-    """A registered model, and what stands beside it."""
+    """A study's registered networks, and what stands beside them."""
 
     name: str
-    version: int
-    already: bool
-    """Whether this trial was the champion before."""
     dense: Measured
-    pruned: Measured
+    versions: tuple[Version, ...]
+    """The one of the highest floor first: it is the champion."""
 
     @property
     def uri(self) -> str:
@@ -44,7 +72,7 @@ class RegisterOutcome:
 
 
 def run_register(study_name: str, model_name: str, request: DataRequest) -> RegisterOutcome:
-    """Register the smallest trial that meets the floor; run twice, it stays one version.
+    """Register the confirmed network of each floor; run twice, they stay one version each, and test stays read once.
 
     Args:
         study_name: empty for the newest study.
@@ -52,75 +80,130 @@ def run_register(study_name: str, model_name: str, request: DataRequest) -> Regi
         request: device, and where the data is if it has moved.
 
     Raises:
-        InputError: if there is no study, or no trial of it meets the floor: nothing is registered then.
+        InputError: if there is no study, or it has no confirmed network: nothing is registered then.
     """
     study = find_study(study_name)
-    best = study.require_best()
-    dataset, data = open_study_data(study, request)
-    dense, pruned = study.dense(), study.pruned(best)
-    dense_measured = _measure(dense, dataset)
-    pruned_measured = _measure(pruned, dataset)
-    name = model_name or f"{short_name(pruned.header.architecture)}-{Path(data.dataset).name}"
-    key = {registry.TRIAL: best.run_id}
-    known = registry.champion_version(name, key)
-    if known is not None:
-        return RegisterOutcome(name, known, True, dense_measured, pruned_measured)
-    config = {"study_name": study.name, "model_name": name, "dataset": data.dataset, "data_dir": data.data_dir, **key}
-    with tracking.tracked_run("register", f"register {name}", config, tags={tracking.STUDY: study.name}) as run_id:
-        metrics = _metrics(dense_measured, "dense_") | _metrics(pruned_measured, "")
-        tracking.log_metrics(metrics)
-        file = tracking.read_artifact(best.run_id, PACKED_FILE)
-        uri = registry.log_model(file, pruned.header, metadata={"study": study.name})
-        version = registry.register_model(
-            uri,
-            name,
-            run_id=run_id,
-            tags=key | {"study": study.name} | {k: f"{v:.6g}" for k, v in metrics.items()},
-            description=_describe(study.name, study.floor, dense_measured, pruned_measured),
-        )
-    return RegisterOutcome(name, version, False, dense_measured, pruned_measured)
+    winners = study.winners()
+    data = study.data(request)
+    name = model_name or f"{short_name(study.dense().header.architecture)}-{Path(data.dataset).name}"
+    desk = _Desk(study, name, request)
+    versions = tuple(desk.version(won, desk.aliases(won, first=won is winners[0])) for won in winners)
+    return RegisterOutcome(name, desk.dense, versions)
+
+
+class _Desk:
+    """Where one study's networks are registered. Data is opened, and test read, only for a network that is new."""
+
+    def __init__(self, study: FoundStudy, name: str, request: DataRequest) -> None:
+        self.study, self.name, self.request = study, name, request
+        self._dataset: Dataset | None = None
+        self._dense: Measured | None = None
+
+    @property
+    def dense(self) -> Measured:
+        """Of the dense network."""
+        if self._dense is None:
+            self._dense = _measure(self.study.dense(), self.dataset)
+        return self._dense
+
+    @property
+    def dataset(self) -> Dataset:
+        """The study's."""
+        if self._dataset is None:
+            self._dataset, _ = open_study_data(self.study, self.request)
+        return self._dataset
+
+    def aliases(self, won: Winner, *, first: bool) -> tuple[str, ...]:
+        """`champion` for the highest floor's; `floor-90-50` as well where a study has several."""
+        several = (f"floor-{100 * won.floor:.2f}".replace(".", "-"),) if len(self.study.floors) > 1 else ()
+        return (*((registry.CHAMPION,) if first else ()), *several)
+
+    def version(self, won: Winner, aliases: tuple[str, ...]) -> Version:
+        """The version that holds a winner, registered now or before."""
+        key = {registry.TRIAL: won.run.run_id}
+        known = registry.find_version(self.name, key)
+        if known is not None:
+            number, run_id = known
+            metrics = tracking.find_run(run_id).metrics
+            self._dense = Measured.of(metrics, DENSE)
+            registry.give_aliases(self.name, number, aliases)
+            return Version(won.floor, number, aliases, True, Measured.of(metrics))
+        return self._register(won, aliases, key)
+
+    def _register(self, won: Winner, aliases: tuple[str, ...], key: Mapping[str, str]) -> Version:
+        pruned = self.study.pruned(won.run)
+        measured = _measure(pruned, self.dataset)
+        metrics = self.dense.metrics(DENSE) | measured.metrics() | {"val_accuracy_lower": won.lower}
+        data = self.study.data(self.request)
+        config = {
+            "study_name": self.study.name,
+            "model_name": self.name,
+            "dataset": data.dataset,
+            "data_dir": data.data_dir,
+            "accuracy_floor": 100 * won.floor,
+            **key,
+        }
+        tags = {tracking.STUDY: self.study.name}
+        with tracking.tracked_run("register", f"register {self.name}", config, tags=tags) as run_id:
+            tracking.log_metrics(metrics)
+            file = tracking.read_artifact(won.run.run_id, PACKED_FILE)
+            number = registry.register_model(
+                registry.log_model(file, pruned.header, metadata={"study": self.study.name}),
+                self.name,
+                run_id=run_id,
+                tags={**key, "study": self.study.name} | {k: f"{v:.6g}" for k, v in metrics.items()},
+                description=_describe(self.study.name, won, self.dense, measured),
+                aliases=aliases,
+            )
+        return Version(won.floor, number, aliases, False, measured)
 
 
 def summary_table(outcome: RegisterOutcome) -> str:
     """Dense beside pruned: accuracies with their standard errors, and bytes."""
+    several = len(outcome.versions) > 1
+    named = [(f"floor {percent(v.floor)}" if several else "pruned", v.measured) for v in outcome.versions]
     rows = [
         [
             label,
-            percent(m.val.accuracy, m.val.accuracy_se),
-            percent(m.test.accuracy, m.test.accuracy_se),
+            percent(m.val_accuracy, m.val_accuracy_se),
+            percent(m.test_accuracy, m.test_accuracy_se),
             count(m.nonzero_bytes),
             count(m.packed_bytes),
             f"{100 * m.packed_bytes / outcome.dense.packed_bytes:.2f} %",
         ]
-        for label, m in (("dense", outcome.dense), ("pruned", outcome.pruned))
+        for label, m in (("dense", outcome.dense), *named)
     ]
     return table(["network", "val accuracy", "test accuracy", "nonzero bytes", "packed bytes", "of dense"], rows)
 
 
+def registered_lines(outcome: RegisterOutcome) -> str:
+    """A line for each version: its number, its aliases, what to load it by."""
+    return "\n".join(
+        f"{'already registered' if version.already else 'registered'}: {outcome.name} version {version.number}, "
+        f"alias {alias} (models:/{outcome.name}@{alias})"
+        for version in outcome.versions
+        for alias in version.aliases
+    )
+
+
 def _measure(packed: PackedModel, dataset: Dataset) -> Measured:
     model = packed.model.to(dataset.test.labels.device)
+    val, test = evaluate(model, dataset.val, dataset), evaluate(model, dataset.test, dataset)
     return Measured(
-        val=evaluate(model, dataset.val, dataset),
-        test=evaluate(model, dataset.test, dataset),
+        val_accuracy=val.accuracy,
+        val_accuracy_se=val.accuracy_se,
+        test_accuracy=test.accuracy,
+        test_accuracy_se=test.accuracy_se,
+        test_loss=test.loss,
         packed_bytes=len(pack(model, packed.header)),
         nonzero_bytes=measure_size(model).nonzero_bytes,
     )
 
 
-def _metrics(measured: Measured, prefix: str) -> dict[str, float]:
-    return {
-        f"{prefix}val_accuracy": measured.val.accuracy,
-        f"{prefix}test_accuracy": measured.test.accuracy,
-        f"{prefix}test_accuracy_se": measured.test.accuracy_se,
-        f"{prefix}test_loss": measured.test.loss,
-        f"{prefix}packed_bytes": measured.packed_bytes,
-        f"{prefix}nonzero_bytes": measured.nonzero_bytes,
-    }
-
-
-def _describe(study: str, floor: float, dense: Measured, pruned: Measured) -> str:
+def _describe(study: str, won: Winner, dense: Measured, pruned: Measured) -> str:
     return (
-        f"Winner of study {study} (floor {percent(floor)} on validation): "
-        f"test accuracy {percent(pruned.test.accuracy)} (dense {percent(dense.test.accuracy)}), "
+        f"Winner of study {study}: at least {percent(won.lower)} on validation with 95 % confidence over "
+        f"{len(won.accuracies)} seeds, floor {percent(won.floor)}. "
+        f"Test accuracy {percent(pruned.test_accuracy)} (dense {percent(dense.test_accuracy)}), "
         f"{count(pruned.packed_bytes)} bytes (dense {count(dense.packed_bytes)})."
     )

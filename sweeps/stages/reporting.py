@@ -35,7 +35,7 @@ def run_report(study_name: str) -> Report:
     """
     study = find_study(study_name)
     if not study.trials:
-        study.require_best()
+        study.winners()  # says what is missing
     made = _figures(study)
     tracking.log_figures(made, study.run.run_id)
     return Report(study.name, study.run.run_id, tuple(made), trials_table(study))
@@ -43,7 +43,7 @@ def run_report(study_name: str) -> Report:
 
 def trials_table(study: FoundStudy, most: int = 10) -> str:
     """The trials, feasible ones first and by size, at most `most` of them."""
-    ordered = sorted(study.trials, key=lambda t: (t.tags[tracking.FEASIBLE] != "true", t.metrics[study.objective]))
+    ordered = sorted(study.finished, key=lambda t: (t.tags[tracking.FEASIBLE] != "true", t.metrics[study.objective]))
     rows = [
         [
             trial.name.removeprefix(study.name).strip(),
@@ -59,13 +59,13 @@ def trials_table(study: FoundStudy, most: int = 10) -> str:
 
 
 def _figures(study: FoundStudy) -> dict[str, Figure]:
-    sizes = [trial.metrics["packed_bytes"] for trial in study.trials]
-    accuracies = [trial.metrics["val_accuracy"] for trial in study.trials]
+    sizes = [trial.metrics["packed_bytes"] for trial in study.finished]
+    accuracies = [trial.metrics["val_accuracy"] for trial in study.finished]
     dense_point = (study.run.metrics["dense_packed_bytes"], study.run.metrics["dense_val_accuracy"])
     dense = study.dense().model
     made = {
         "size_against_accuracy": figures.size_against_accuracy(sizes, accuracies, study.floor, dense_point),
-        "trials": figures.trial_history(sizes, [trial.tags[tracking.FEASIBLE] == "true" for trial in study.trials]),
+        "trials": figures.trial_history(sizes, [trial.tags[tracking.FEASIBLE] == "true" for trial in study.finished]),
         **histograms(dense, "before"),
     }
     after = None

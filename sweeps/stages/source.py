@@ -15,7 +15,7 @@ from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader
 from netprune.precision import fit_to_device
-from netprune.pruning import PruneConfig, finetune_config, prune_and_finetune
+from netprune.pruning import finetuning, prune_and_finetune
 from netprune.training import Callbacks
 from sweeps import registry, tracking
 from sweeps.progress import Progress
@@ -87,10 +87,10 @@ def part_way(source: Source, around: str, finetune_epochs: int) -> Source:
         InputError: for an unknown rule, or one that goes by damage.
     """
     sparsity = allocation_from(around, Basis(model=source.model))
-    finetune = finetune_config(finetune_epochs)
-    if finetune:  # in a fixed format: the same command has to find the same network's scan
-        finetune, _ = fit_to_device(source.model, source.dataset, finetune, "fp32")
-    config = PruneConfig(finetune=finetune)
+    config = finetuning(finetune_epochs)
+    if config.finetune:  # in a fixed format: the same command has to find the same network's scan
+        finetune, _ = fit_to_device(source.model, source.dataset, config.finetune, "fp32")
+        config = replace(config, finetune=finetune)
     with Progress(f"prune to {around}") as progress:
         model = prune_and_finetune(
             source.model, source.dataset, sparsity, config, callbacks=Callbacks(on_step=progress)

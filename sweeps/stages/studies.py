@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,25 @@ from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.packing import PackedModel, read_packed
 from sweeps import tracking
-from sweeps.stages.searching import DENSE_FILE, PACKED_FILE
+from sweeps.stages.confirming import CONFIRMED_FILE
+from sweeps.stages.searching import DENSE_FILE
 from sweeps.stages.source import AUTO, DataRequest, open_data
+from sweeps.stages.trials import PACKED_FILE
 from sweeps.table import count, percent
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The confirmed network of one floor."""
+
+    floor: float
+    """In [0, 1]."""
+    run: tracking.FoundRun
+    """The confirmation whose network ships."""
+    accuracies: tuple[float, ...]
+    """Validation, one a fresh seed."""
+    lower: float
+    """Lower end of the one-sided 95 % confidence interval of the accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +42,14 @@ class FoundStudy:
     """Finished ones, in the order they ran."""
 
     @property
+    def floors(self) -> tuple[float, ...]:
+        """Least validation accuracies, each in [0, 1], the highest first."""
+        return tuple(float(floor) / 100 for floor in self.run.params["search.accuracy_floor"].split(","))
+
+    @property
     def floor(self) -> float:
-        """Least validation accuracy, in [0, 1]."""
-        return self.run.metrics["accuracy_floor"]
+        """The highest of the floors."""
+        return self.floors[0]
 
     @property
     def objective(self) -> str:
@@ -35,37 +57,61 @@ class FoundStudy:
         return self.run.params["search.objective"]
 
     @property
+    def finished(self) -> tuple[tracking.FoundRun, ...]:
+        """Trials that did not stop early."""
+        return tuple(trial for trial in self.trials if "val_accuracy" in trial.metrics)
+
+    @property
     def best(self) -> tracking.FoundRun | None:
-        """The smallest trial that meets the floor; the more accurate one of equals."""
+        """The smallest trial that meets the highest floor; the more accurate one of equals."""
         feasible = [trial for trial in self.trials if trial.tags.get(tracking.FEASIBLE) == "true"]
         return min(feasible, key=lambda t: (t.metrics[self.objective], -t.metrics["val_accuracy"]), default=None)
 
-    def require_best(self) -> tracking.FoundRun:
-        """`best`.
+    def winners(self) -> tuple[Winner, ...]:
+        """The confirmed network of each floor that has one, that of the highest floor first.
 
         Raises:
-            InputError: if no trial meets the floor; it says how far the nearest one was.
+            InputError: if there is none; it says how far the search has come.
         """
-        if self.best is not None:
-            return self.best
         if not self.trials:
             raise InputError(f"study {self.name} has no finished trial: run `python -m sweeps.search_sparsity` first.")
-        near = max(self.trials, key=lambda trial: trial.metrics["val_accuracy"])
-        accuracy = near.metrics["val_accuracy"]
-        raise InputError(
-            f"no trial of study {self.name} meets its floor of {percent(self.floor)}, so nothing is registered: the "
-            f"nearest, {near.name.removeprefix(self.name).strip()} ({count(int(near.metrics[self.objective]))} bytes), "
-            f"reached {percent(accuracy)}, {100 * (self.floor - accuracy):.2f} points short. Add trials or "
-            f"finetune_epochs, or allow a larger max_drop."
+        if "confirmed" not in self.run.tags:
+            raise InputError(
+                f"study {self.name} is not confirmed: run `python -m sweeps.search_sparsity` again with the same "
+                f"options (and confirm_seeds of at least 2)."
+            )
+        kept = json.loads(tracking.read_artifact(self.run.run_id, CONFIRMED_FILE))
+        found = [
+            Winner(floor, tracking.find_run(won["run_id"]), tuple(won["accuracies"]), won["lower"])
+            for floor, won in zip(self.floors, kept.values(), strict=True)
+            if won is not None
+        ]
+        if not found:
+            raise InputError(self._none())
+        return tuple(found)
+
+    def _none(self) -> str:
+        near = max(self.finished, key=lambda trial: trial.metrics["val_accuracy"], default=None)
+        nearest = ""
+        if near is not None:
+            accuracy = near.metrics["val_accuracy"]
+            nearest = (
+                f" The most accurate trial, {near.name.removeprefix(self.name).strip()} "
+                f"({count(int(near.metrics[self.objective]))} bytes), reached {percent(accuracy)}, "
+                f"{100 * abs(accuracy - self.floor):.2f} points {'short' if accuracy < self.floor else 'above'}."
+            )
+        return (
+            f"no network of study {self.name} is at its floor of {percent(self.floors[-1])} with 95 % confidence, so "
+            f"nothing is registered.{nearest} Add trials or finetune_epochs, or allow a larger max_drop."
         )
 
     def dense(self) -> PackedModel:
         """The dense network that the study pruned."""
         return _fetch(self.run.run_id, DENSE_FILE)
 
-    def pruned(self, trial: tracking.FoundRun) -> PackedModel:
-        """The network of one trial, as its file loads."""
-        return _fetch(trial.run_id, PACKED_FILE)
+    def pruned(self, run: tracking.FoundRun) -> PackedModel:
+        """The network of a trial or a confirmation, as its file loads."""
+        return _fetch(run.run_id, PACKED_FILE)
 
     def data(self, request: DataRequest) -> DataRequest:
         """`request`, with the data set `auto` replaced by the study's own."""

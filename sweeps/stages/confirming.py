@@ -1,0 +1,172 @@
+"""Candidates finetuned longer with fresh seeds, and accepted by a bound instead of a lucky trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from netprune.confidence import lower_bound
+from netprune.confirmation import ROUNDING, Bound, Candidate, image_margin, next_candidate
+from netprune.pruning import PruneConfig, prune_candidate
+from netprune.stopping import SHORT
+from netprune.training import Callbacks
+from sweeps import tracking
+from sweeps.progress import Progress, report
+from sweeps.stages.source import Source
+from sweeps.stages.trials import log_result
+from sweeps.study import SparsityStudy, Tried
+from sweeps.table import count, percent
+
+CONFIRMED_FILE = "confirmed.json"
+SEED, EPOCHS = "netprune.seed", "netprune.finetune_epochs"
+FRESH = 1000
+"""Seeds of confirmations begin this far above the study's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmed:
+    """A trial's allocation, finetuned longer with fresh seeds."""
+
+    trial: int
+    run_ids: tuple[str, ...]
+    """One a seed."""
+    accuracies: tuple[float, ...]
+    """Validation, one a seed; a single one where that was hopeless already."""
+    sizes: tuple[int, ...]
+    """The objective, in bytes, one a seed."""
+    lower: float
+    """Lower end of the one-sided 95 % confidence interval of the accuracy."""
+
+    @property
+    def chosen(self) -> int:
+        """Which of the seeds' networks ships: the most accurate."""
+        return max(range(len(self.accuracies)), key=self.accuracies.__getitem__)
+
+    @property
+    def run_id(self) -> str:
+        """Of the network that ships."""
+        return self.run_ids[self.chosen]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the network that ships."""
+        return self.sizes[self.chosen]
+
+    @property
+    def bound(self) -> Bound:
+        """As the choice of the next candidate takes it."""
+        return Bound(self.size_bytes, sum(self.accuracies) / len(self.accuracies), self.lower)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """How candidates are confirmed."""
+
+    config: PruneConfig
+    """The longer finetuning; its seed is replaced by fresh ones."""
+    seeds: tuple[int, ...]
+    """At least 2."""
+    most: int
+    """Candidates after which no still smaller one is looked for, once one has been accepted."""
+
+
+def confirm(
+    source: Source, study: SparsityStudy, request: Confirmation, objective: str
+) -> dict[float, Confirmed | None]:
+    """For each floor the smallest candidate whose bound meets it, or None if no candidate's does.
+
+    Finished finetunings of an earlier session are taken from the store. Floors share them.
+    """
+    candidates = [
+        Candidate(one.number, one.score.size_bytes, one.score.accuracy) for one in study.tried if not one.score.stopped
+    ]
+    tried, measured = {one.number: one for one in study.tried}, dict[int, Confirmed]()
+    images, winners = len(source.dataset.val), dict[float, Confirmed | None]()
+    for floor in study.floors:
+        # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
+        measured = {n: one for n, one in measured.items() if len(one.accuracies) > 1 or _hopeless(one, floor)}
+        while True:
+            bounds = {number: one.bound for number, one in measured.items()}
+            number = next_candidate(candidates, bounds, floor, images=images, most=request.most)
+            if number is None:
+                break
+            measured[number] = _measure(source, study, tried[number], request, objective, floor)
+            _tell(measured[number], floor)
+        passed = [one for one in measured.values() if one.lower >= floor - ROUNDING]
+        winners[floor] = min(passed, key=lambda one: one.size_bytes, default=None)
+    return winners
+
+
+def _hopeless(one: Confirmed, floor: float) -> bool:
+    return one.accuracies[0] + SHORT < floor
+
+
+def _measure(
+    source: Source, study: SparsityStudy, tried: Tried, request: Confirmation, objective: str, floor: float
+) -> Confirmed:
+    images = len(source.dataset.val)
+    found: list[tracking.FoundRun] = []
+    for seed in request.seeds:
+        found.append(_finetuned(source, study, tried, request.config, seed))
+        accuracies = [run.metrics["val_accuracy"] for run in found]
+        if accuracies[0] + SHORT < floor:  # the mean has to be above the floor by the images' margin
+            break
+    enough = len(accuracies) > 1
+    lower = lower_bound(accuracies, images).lower if enough else accuracies[0] - image_margin(floor, images)
+    return Confirmed(
+        trial=tried.number,
+        run_ids=tuple(run.run_id for run in found),
+        accuracies=tuple(accuracies),
+        sizes=tuple(int(run.metrics[objective]) for run in found),
+        lower=lower,
+    )
+
+
+def _finetuned(source: Source, study: SparsityStudy, tried: Tried, config: PruneConfig, seed: int) -> tracking.FoundRun:
+    """The run of one longer finetuning: an earlier session's, or a new one."""
+    finetune = replace(config.finetune, seed=seed) if config.finetune else None
+    epochs = finetune.epochs * config.share if finetune else 0.0
+    tags = {
+        tracking.STUDY: study.name,
+        tracking.TRIAL: str(tried.number),
+        SEED: str(seed),
+        EPOCHS: f"{epochs:g}",
+    }
+    known = tracking.find_runs({tracking.STAGE: "confirm", **tags}, limit=1)
+    if known:
+        return known[0]
+    sparsity = study.space.at(tried.point)
+    options = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
+    name = f"{study.name} confirm {tried.number:03d} seed {seed}"
+    with tracking.tracked_run("confirm", name, options, tags=tags) as run_id:
+        with Progress(f"confirm {tried.number}, seed {seed}") as progress:
+            result, data = prune_candidate(
+                source.model,
+                source.dataset,
+                source.header,
+                sparsity,
+                replace(config, finetune=finetune),
+                callbacks=Callbacks(on_step=progress),
+            )
+        log_result(result, data)
+        tracking.log_metrics({"finetune_epochs": epochs})
+    return tracking.find_run(run_id)
+
+
+def record(winners: Mapping[float, Confirmed | None]) -> dict[str, object]:
+    """What the study's run keeps, as JSON: floor in percent → the winner's figures, or null."""
+    return {
+        f"{100 * floor:.4f}": None
+        if won is None
+        else asdict(won) | {"run_id": won.run_id, "size_bytes": won.size_bytes}
+        for floor, won in winners.items()
+    }
+
+
+def _tell(one: Confirmed, floor: float) -> None:
+    verdict = "accepted" if one.lower >= floor - ROUNDING else "not accepted"
+    seeds = ", ".join(percent(accuracy) for accuracy in one.accuracies)
+    report(
+        f"confirm trial {one.trial}  {count(one.size_bytes)} bytes  val {seeds}  at least {percent(one.lower)}  "
+        f"{verdict} for a floor of {percent(floor)}"
+    )

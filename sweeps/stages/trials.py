@@ -1,0 +1,197 @@
+"""A study's trials: each prunes, finetunes and packs in a run of its own, and stops when it cannot reach the floor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from netprune.budget import packed_bytes
+from netprune.evaluation import Evaluation
+from netprune.masks import Sparsity
+from netprune.pruning import PruneConfig, PruneResult, prune_candidate, pruned_copy
+from netprune.size import measure_size
+from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control
+from netprune.training import Callbacks
+from sweeps import registry, tracking
+from sweeps.progress import Progress, duration, report
+from sweeps.stages.source import Source
+from sweeps.study import Limits, Score, SparsityStudy, Tried
+from sweeps.table import count, percent
+
+PACKED_FILE = f"packed/{registry.MODEL_FILE}"
+PASSES = ("finetune", "evaluate", "quantise")
+"""Stages that consist of forward and backward passes."""
+
+
+class StoppedEarlyError(Exception):
+    """A trial that cannot reach the floor any more; the message says why."""
+
+
+class Trials:
+    """One sitting of a study: its trials' runs, and the line after each."""
+
+    def __init__(self, source: Source, study: SparsityStudy, config: PruneConfig, objective: str, seed: int) -> None:
+        self.source, self.study, self.config, self.objective, self.seed = source, study, config, objective, seed
+        self.start, self.results, self.idle_since = time.monotonic(), 0, time.perf_counter()
+        self.curves = [_curve(tried) for tried in study.tried if not tried.score.stopped]
+
+    @property
+    def epochs_a_trial(self) -> float:
+        """Finetune epochs of a trial that runs to its end."""
+        return self.config.finetune.epochs * self.config.share if self.config.finetune else 0.0
+
+    def evaluate(self, number: int, sparsity: Sparsity) -> Score:
+        """Run one trial: see `study.Evaluate`."""
+        sampled = time.perf_counter() - self.idle_since
+        name = f"{self.study.name} trial {number:03d}"
+        config = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
+        tags = {tracking.STUDY: self.study.name, tracking.TRIAL: str(number)}
+        looks = _Looks(self, number)
+        with tracking.tracked_run("trial", name, config, tags=tags) as run_id:
+            start = time.perf_counter()
+            try:
+                with Progress(f"trial {number}") as progress:
+                    result, data = prune_candidate(
+                        self.source.model,
+                        self.source.dataset,
+                        self.source.header,
+                        sparsity,
+                        self.config,
+                        callbacks=Callbacks(on_step=progress, on_check=looks, checks=CHECKS[1:]),
+                    )
+            except StoppedEarlyError as stop:
+                score = self._stopped(sparsity, looks, str(stop), run_id)
+            else:
+                score = self._finished(result, data, looks, run_id)
+                _log_seconds(result.seconds, sampled, time.perf_counter() - start)
+        self.idle_since = time.perf_counter()
+        return score
+
+    def _finished(self, result: PruneResult, data: bytes, looks: _Looks, run_id: str) -> Score:
+        score = Score(
+            size_bytes=getattr(result, self.objective),
+            accuracy=result.val.accuracy,
+            run_id=run_id,
+            checks=looks.checks,
+            overruled=looks.verdict,
+            epochs=self.epochs_a_trial,
+        )
+        self.curves.append(LearningCurve(checks=looks.checks, final=score.accuracy))
+        log_result(result, data)
+        self._log(score)
+        return score
+
+    def _stopped(self, sparsity: Sparsity, looks: _Looks, reason: str, run_id: str) -> Score:
+        """The file's size is that of the masks: finetuned values take about as many bytes."""
+        if self.objective == "packed_bytes":
+            size = packed_bytes(self.source.model, self.source.header, sparsity)
+        else:
+            pruned = pruned_copy(self.source.model, self.source.dataset, sparsity, self.config.saliency).model
+            size = measure_size(pruned).nonzero_bytes
+        score = Score(
+            size_bytes=size,
+            accuracy=looks.bound,
+            run_id=run_id,
+            checks=looks.checks,
+            stopped=reason,
+            epochs=self.epochs_a_trial * max(looks.checks),
+        )
+        tracking.log_metrics({self.objective: size})
+        self._log(score)
+        return score
+
+    def _log(self, score: Score) -> None:
+        floors = self.study.floors
+        tracking.log_metrics(
+            {
+                "points_above_floor": 100 * (score.accuracy - floors[0]),
+                "feasible": float(score.meets(floors[0])),
+                "finetune_epochs": score.epochs,
+            }
+        )
+        tracking.log_curves({"check_accuracy": {round(100 * s): accuracy for s, accuracy in score.checks.items()}})
+        tags = {tracking.FEASIBLE: tracking.flag(score.meets(floors[0])), "stopped_early": score.stopped or "no"}
+        if len(floors) > 1:
+            tags["floors_met"] = ",".join(f"{100 * floor:.2f}" for floor in floors if score.meets(floor)) or "none"
+        if score.overruled:
+            tags["control"] = score.overruled
+        tracking.set_tags(tags)
+
+    def reporter(self, limits: Limits) -> Any:
+        """What is told after each trial: see `SparsityStudy.run`."""
+
+        def told(done: int, score: Score) -> None:
+            self.results += 1
+            floor = self.study.floors[0]
+            # the study's own best knows earlier trials only: Optuna has not heard of this one yet
+            earlier = self.study.best(floor)
+            known = [one for one in (earlier.score if earlier else None, score if score.meets(floor) else None) if one]
+            best = min(known, key=lambda one: one.size_bytes, default=None)
+            if best is not None:
+                size = {f"best_{self.objective}": best.size_bytes}
+                tracking.log_metrics({**size, "best_val_accuracy": best.accuracy}, step=done)
+            left = (time.monotonic() - self.start) / self.results * (limits.trials - done)
+            if limits.timeout is not None:
+                left = min(left, max(0.0, limits.timeout - (time.monotonic() - self.start)))
+            report(
+                f"trial {done}/{limits.trials}  {_outcome(score, floor)}  {count(score.size_bytes)} bytes  "
+                f"best {count(best.size_bytes) if best else 'none yet'}  about {duration(left)} left"
+            )
+
+        return told
+
+
+class _Looks:
+    """What a trial shows on the way, and the verdict on it."""
+
+    def __init__(self, trials: Trials, number: int) -> None:
+        self.trials, self.number = trials, number
+        self.checks: dict[float, float] = {}
+        self.verdict, self.bound = "", 0.0
+
+    def __call__(self, share: float, evaluation: Evaluation) -> None:
+        self.checks[share] = evaluation.accuracy
+        found = hopeless(share, evaluation.accuracy, self.trials.curves, self.trials.study.floors[-1])
+        if found is None or self.verdict:
+            return
+        self.verdict, self.bound = found.reason, found.bound
+        if not is_control(self.number, self.trials.seed):
+            raise StoppedEarlyError(found.reason)
+
+
+def log_result(result: PruneResult, data: bytes) -> None:
+    """Keep what a candidate came to in the active run: the file, the result, its metrics."""
+    tracking.log_bytes(data, PACKED_FILE)
+    tracking.log_json(asdict(result), "result.json")
+    tracking.log_metrics(
+        {
+            "val_accuracy": result.val.accuracy,
+            "val_accuracy_se": result.val.accuracy_se,
+            "val_loss": result.val.loss,
+            "one_shot_val_accuracy": result.one_shot.accuracy,
+            "packed_bytes": result.packed_bytes,
+            "nonzero_bytes": result.nonzero_bytes,
+            "dense_bytes": result.dense_bytes,
+            "sparsity": result.sparsity,
+        }
+    )
+
+
+def _log_seconds(seconds: Mapping[str, float], sampled: float, whole: float) -> None:
+    """By stage, and the share of passes: `sample` is the time since the last trial, `track` what is left of this
+    one."""
+    spent = {**seconds, "sample": sampled, "track": whole - sum(seconds.values())}
+    passes = sum(seconds.get(stage, 0.0) for stage in PASSES) / (whole + sampled)
+    tracking.log_metrics({**{f"seconds/{stage}": value for stage, value in spent.items()}, "passes_share": passes})
+
+
+def _curve(tried: Tried) -> LearningCurve:
+    return LearningCurve(checks=tried.score.checks, final=tried.score.accuracy)
+
+
+def _outcome(score: Score, floor: float) -> str:
+    if score.stopped:
+        return f"stopped early after {100 * max(score.checks):.0f} %"
+    return f"val {percent(score.accuracy)}  {'meets' if score.meets(floor) else 'below'} the floor"

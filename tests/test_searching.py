@@ -1,0 +1,224 @@
+"""The search's stages: seeds, trials that may stop early, confirmations with fresh seeds, one winner a floor."""
+
+import json
+from dataclasses import replace
+
+import mlflow
+import pytest
+
+from netprune.evaluation import evaluate
+from netprune.models import weights_digest
+from netprune.packing import unpack
+from netprune.recipes import TrainConfig
+from netprune.scanner import ScanConfig
+from netprune.stopping import LearningCurve
+from netprune.training import train
+from sweeps import tracking
+from sweeps.search_sparsity import closing
+from sweeps.stages import searching, trials
+from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED
+from sweeps.stages.registering import registered_lines, run_register, summary_table
+from sweeps.stages.scanning import ScanRequest
+from sweeps.stages.searching import SearchRequest, run_search
+from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.studies import find_study
+
+SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
+REQUEST = SearchRequest(
+    max_drop=(50.0,), trials=5, batch_size=16, study_name="small", sampler="random", confirm_epochs=2.0, scan=SCAN
+)
+DATA = DataRequest(dataset="tiny", data_dir=".")
+
+
+@pytest.fixture
+def source(tiny_net, tiny_header, tiny_dataset, store, monkeypatch):
+    """A trained network that a third of its validation images take; `register` finds its data too."""
+    train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
+    header = replace(tiny_header, dense_digest=weights_digest(tiny_net))
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
+    return Source(tiny_net, header, tiny_dataset, DATA, "here")
+
+
+def runs(stage=None):
+    found = mlflow.search_runs(search_all_experiments=True, order_by=["start_time ASC"], output_format="list")
+    return [run for run in found if stage in (None, run.data.tags[tracking.STAGE])]
+
+
+def test_search_has_a_run_for_the_study_and_one_for_each_trial_and_confirmation(source):
+    outcome = run_search(source, REQUEST)
+    (study,) = runs("search")
+    assert {run.info.status for run in runs()} == {"FINISHED"}
+    assert outcome.done == len(runs("trial")) == 5
+    nested = {run.data.tags["mlflow.parentRunId"] for run in [*runs("trial"), *runs("confirm")]}
+    assert nested == {study.info.run_id}
+    assert study.data.params["search.max_drop"] == "(50.0,)"
+    assert study.data.tags["seed_rule"] in ("kept_norm", "lamp", "erk", "global_magnitude", "knapsack")
+    for run in runs("trial"):
+        assert run.data.metrics["finetune_epochs"] == 1
+        assert "trial.sparsity/res1.0.0.weight" in run.data.params
+
+
+def test_search_logs_seconds_by_stage_that_add_up_to_the_trial(source):
+    run_search(source, REQUEST)
+    for run in runs("trial"):
+        seconds = {name: value for name, value in run.data.metrics.items() if name.startswith("seconds/")}
+        assert {"seconds/prune", "seconds/finetune", "seconds/evaluate", "seconds/pack", "seconds/track"} <= set(
+            seconds
+        )
+        assert all(value >= 0 for value in seconds.values())
+        whole = (run.info.end_time - run.info.start_time) / 1000
+        assert sum(seconds.values()) - seconds["seconds/sample"] < whole + 0.05
+        assert 0 < run.data.metrics["passes_share"] < 1
+
+
+def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(source):
+    outcome = run_search(source, REQUEST)
+    won = outcome.floors[0].confirmed
+    confirmations = [run for run in runs("confirm") if run.data.tags[tracking.TRIAL] == str(won.trial)]
+    assert {run.data.tags[SEED] for run in confirmations} == {str(FRESH), str(FRESH + 1)}
+    assert {run.data.tags[EPOCHS] for run in confirmations} == {"2"}
+    assert won.lower >= outcome.floors[0].floor
+    assert won.lower < sum(won.accuracies) / 2
+    kept = json.loads(tracking.read_artifact(outcome.run_id, CONFIRMED_FILE))
+    assert [entry["run_id"] for entry in kept.values()] == [won.run_id]
+    shipped = unpack(tracking.read_artifact(won.run_id, trials.PACKED_FILE)).model
+    accuracy = evaluate(shipped, source.dataset.val, source.dataset).accuracy
+    assert accuracy == max(won.accuracies)
+    assert runs("search")[0].data.metrics["confirmed_packed_bytes"] == won.size_bytes
+
+
+def test_search_gone_on_with_repeats_no_trial_no_confirmation_and_no_scan(source):
+    first = run_search(source, REQUEST)
+    before = {run.info.run_id for run in runs()}
+    again = run_search(source, REQUEST)
+    assert {run.info.run_id for run in runs()} == before
+    assert again == first
+    run_search(source, replace(REQUEST, trials=6))
+    assert len(runs("trial")) == 6
+    assert len(runs("scan")) == len(runs("search")) == 1
+
+
+def test_search_floor_that_no_bound_can_meet_ends_in_an_honest_none(source):
+    outcome = run_search(source, replace(REQUEST, max_drop=(0.0,), trials=3))
+    (floor,) = outcome.floors
+    assert floor.confirmed is None
+    assert "confirmed  none" in closing(outcome)
+    assert "next:" not in closing(outcome)
+
+
+def test_search_several_floors_share_trials_and_confirm_one_winner_each(source):
+    outcome = run_search(source, replace(REQUEST, max_drop=(30.0, 60.0)))
+    assert [one.floor for one in outcome.floors] == sorted((one.floor for one in outcome.floors), reverse=True)
+    assert len(runs("trial")) == 5
+    strict, loose = (one.confirmed for one in outcome.floors)
+    assert loose.size_bytes <= strict.size_bytes
+    assert all(one.confirmed.lower >= one.floor for one in outcome.floors)
+    registered = run_register("small", "", DATA)
+    aliases = [alias for version in registered.versions for alias in version.aliases]
+    assert "champion" in registered.versions[0].aliases
+    assert len(aliases) == 3
+    for alias in aliases:
+        assert f"@{alias})" in registered_lines(registered)
+        assert mlflow.MlflowClient().get_model_version_by_alias(registered.name, alias)
+
+
+def test_search_without_confirmation_is_not_registered(source):
+    run_search(source, replace(REQUEST, confirm_seeds=0, trials=2))
+    with pytest.raises(searching.InputError, match="not confirmed"):
+        run_register("small", "", DATA)
+    assert runs("register") == []
+
+
+def test_search_budget_in_epochs_ends_the_trials(source):
+    outcome = run_search(source, replace(REQUEST, trials=50, finetune_epochs=0.5, epochs=1.6, confirm_epochs=0.5))
+    assert outcome.done == 3
+    assert [run.data.metrics["finetune_epochs"] for run in runs("trial")] == [0.5] * 3
+
+
+def test_search_minimises_the_documents_count_if_it_is_told_to(source):
+    outcome = run_search(source, replace(REQUEST, objective="nonzero_bytes", trials=3))
+    sizes = sorted(run.data.metrics["nonzero_bytes"] for run in runs("trial") if run.data.tags["feasible"] == "true")
+    assert outcome.floors[0].best.score.size_bytes == sizes[0]
+
+
+@pytest.fixture
+def hopeless_below(monkeypatch):
+    """Let every trial after the first look like one that ended far below the floor."""
+
+    def arrange(*, control):
+        monkeypatch.setattr(trials, "is_control", lambda *_: control)
+        curves = [LearningCurve(checks={0.5: 1.1}, final=0.01)]
+        monkeypatch.setattr(trials.Trials, "curves", property(lambda _: curves, lambda *_: None), raising=False)
+
+    return arrange
+
+
+def test_search_trial_that_cannot_reach_the_floor_stops_and_says_why(source, hopeless_below):
+    hopeless_below(control=False)
+    outcome = run_search(source, replace(REQUEST, trials=2))
+    for run in runs("trial"):
+        assert run.info.status == "FINISHED"
+        assert "at 50 % of its finetuning" in run.data.tags["stopped_early"]
+        assert run.data.tags["feasible"] == "false"
+        assert run.data.metrics["finetune_epochs"] == 0.5
+        assert run.data.metrics["packed_bytes"] > 0
+        assert "val_accuracy" not in run.data.metrics
+    assert outcome.done == 2
+    assert outcome.floors[0].best is None
+    assert runs("confirm") == []
+    with pytest.raises(searching.InputError, match="with 95 % confidence"):
+        run_register("small", "", DATA)
+
+
+def test_search_control_is_noted_and_runs_to_its_end(source, hopeless_below):
+    hopeless_below(control=True)
+    run_search(source, replace(REQUEST, trials=2, confirm_seeds=0))
+    for run in runs("trial"):
+        assert "at 50 % of its finetuning" in run.data.tags["control"]
+        assert run.data.tags["stopped_early"] == "no"
+        assert "val_accuracy" in run.data.metrics
+
+
+def test_register_twice_reads_test_once_and_stays_one_version(source, monkeypatch):
+    run_search(source, REQUEST)
+    first = run_register("small", "", DATA)
+    assert not first.versions[0].already
+
+    def refuse(*_):
+        pytest.fail("the data was opened again")
+
+    monkeypatch.setattr("sweeps.stages.studies.open_data", refuse)
+    again = run_register("small", "", DATA)
+    assert again.versions[0].already
+    assert again.versions[0].number == first.versions[0].number
+    assert again.dense == first.dense
+    assert summary_table(again) == summary_table(first)
+    assert len(mlflow.MlflowClient().search_model_versions(f"name = '{first.name}'")) == 1
+    assert len(runs("register")) == 1
+
+
+def test_register_logs_the_accuracy_of_the_file_that_is_loaded(source):
+    run_search(source, REQUEST)
+    outcome = run_register("small", "", DATA)
+    module = mlflow.pyfunc.load_model(outcome.uri).get_raw_model()
+    found = evaluate(module, source.dataset.test, source.dataset)
+    assert outcome.versions[0].measured.test_accuracy == found.accuracy
+    assert runs("register")[0].data.metrics["test_accuracy"] == found.accuracy
+    assert find_study("small").winners()[0].run.run_id == runs("register")[0].data.params["register.trial_run_id"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_drop": (-1.0,)}, "max_drop is -1"),
+        ({"finetune_epochs": -1.0}, "finetune_epochs is -1"),
+        ({"sampler": "nsga"}, "gp, tpe, random"),
+        ({"epochs": 0.0}, "epochs is 0.0"),
+        ({"confirm_seeds": 1}, "0, or at least 2"),
+        ({"confirm_most": 0}, "confirm_most is 0"),
+        ({"timeout": -1.0}, "timeout is -1"),
+    ],
+)
+def test_search_request_out_of_range_names_the_option(changes, message):
+    with pytest.raises(searching.InputError, match=message):
+        SearchRequest(**changes)
