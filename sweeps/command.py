@@ -13,7 +13,8 @@ from netprune.errors import InputError
 from netprune.models import MODELS
 from netprune.saliency import SALIENCIES
 from sweeps import interrupts
-from sweeps.study import OBJECTIVES, SAMPLERS
+from sweeps.proposing import SAMPLERS
+from sweeps.scores import OBJECTIVES
 from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -1,77 +1,25 @@
-"""The Optuna study over a space of allocations: its storage, its samplers, its trials. The only room that talks to
-Optuna."""
+"""The Optuna study: its storage and its trials."""
 
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from netprune.errors import DivergedError, InputError
 from netprune.masks import Sparsity
-from netprune.search_space import REACH, Point, Space
+from netprune.search_space import Point, Space
+from sweeps.proposing import FLOOR, SAMPLERS, ask, parameters, point_of, whole
+from sweeps.scores import ROUNDING, Score, Tried
 
 JOURNAL = "optuna.journal"
-FLOOR, DENSITY, OFFSET = "accuracy_floor", "density", "offset/"
-# accuracies are counts over images: a floor of 0.809 must not be missed by the last bit of 0.8388 - 0.03
-ROUNDING = 1e-9
-WORST = 0.1
-"""The largest shortfall that a sampler is told of: a network that guesses is no worse than one ten points short, and
-would only flatten the model of what lies near the floor."""
-REGION, BELOW, ABOVE = 0.5, 1.6, 1.15
-"""How far around the smallest feasible trial a sampler looks: offsets either way, and factors of density."""
-OBJECTIVES = ("packed_bytes", "nonzero_bytes")
-"""The file's length; or the source document's count, nonzero parameters as fp32 without positions."""
-SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
-    "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=1),
-    "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=1, constant_liar=True),
-    "random": lambda seed: RandomSampler(seed=seed),
-}
-"""Those that heed a constraint, and the control."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """What one trial came to."""
-
-    size_bytes: int
-    """The objective: one of `OBJECTIVES`; an estimate for a trial that stopped early."""
-    accuracy: float
-    """Validation, in [0, 1]; for a trial that stopped early, what it would hardly have passed."""
-    run_id: str
-    """Of the trial in MLflow."""
-    checks: Mapping[float, float] = field(default_factory=dict)
-    """Share of the finetuning → accuracy on the first validation images."""
-    stopped: str = ""
-    """Why it stopped early; empty if it did not."""
-    overruled: str = ""
-    """Why it would have stopped early, had it not been a control."""
-    epochs: float = 0.0
-    """Finetune epochs that it took."""
-
-    def meets(self, floor: float) -> bool:
-        """Whether it ran to its end and its accuracy is at the floor."""
-        return not self.stopped and self.accuracy >= floor - ROUNDING
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """A trial with a result."""
-
-    number: int
-    point: Point
-    score: Score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,13 +151,13 @@ class SparsityStudy:
 
         def objective(trial: optuna.Trial) -> float:
             params = {
-                name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in self._distributions().items()
+                name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in whole(self.space).items()
             }
-            point = _point(params)
+            point = point_of(params)
             score = evaluate(trial.number, self.space.at(point))
             for name, value in _attributes(score).items():
                 trial.set_user_attr(name, value)
-            trial.set_constraint(FLOOR, _shortfall(score, self.floors[-1]))
+            trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
             on_trial(self.done + 1, score)
             return score.size_bytes
 
@@ -221,81 +169,23 @@ class SparsityStudy:
             spent = sum(one.score.epochs for one in tried)
             if limits.epochs is not None and spent + limits.epochs_a_trial > limits.epochs + ROUNDING:
                 return
-            self._study.enqueue_trial(self._next(tried, propose))
+            self._study.enqueue_trial(parameters(self._next(tried, propose)))
             self._study.optimize(objective, n_trials=1, catch=(DivergedError,))
 
-    def _distributions(self) -> dict[str, FloatDistribution]:
-        offsets = {f"{OFFSET}{name}": FloatDistribution(-REACH, REACH) for name in self.space.sizes}
-        return {DENSITY: FloatDistribution(self.space.least, self.space.most, log=True), **offsets}
-
-    def _next(self, tried: Sequence[Tried], propose: Propose) -> dict[str, float]:
+    def _next(self, tried: Sequence[Tried], propose: Propose) -> Point:
         proposed = propose(tried)
         if proposed is not None:
-            return _parameters(proposed)
-        number = len(self._study.get_trials(deepcopy=False))
-        return self.ask(tried, self.floors[number % len(self.floors)], self._seed + number)
-
-    def ask(self, tried: Sequence[Tried], floor: float, seed: int) -> dict[str, float]:
-        """What the sampler proposes next for one floor: parameter → value.
-
-        It is asked in memory, with each trial's constraint as that floor has it (a stored constraint is of one floor),
-        the logarithm of bytes for bytes, and, once a trial meets the floor, within a region around the smallest one
-        that does: a model of a few dozen noisy trials holds near by at most, and over the whole space most proposals
-        would be its corners (after SCBO, Eriksson & Poloczek 2021, arXiv:2002.08526). Trials that are running elsewhere
-        are told too, so that workers do not ask for the same.
-        """
-        memory = optuna.create_study(sampler=self._sampler(seed))
-        region = self._region(tried, floor)
-        distributions: dict[str, BaseDistribution] = {**region}
-        for one in tried:
-            if _inside(one.point, region):
-                memory.add_trial(
-                    optuna.trial.create_trial(
-                        params=_parameters(one.point),
-                        distributions=distributions,
-                        value=math.log(max(1, one.score.size_bytes)),
-                        constraints={FLOOR: min(WORST, _shortfall(one.score, floor))},
-                    )
-                )
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            params = dict(trial.params)
-            if params.keys() == region.keys() and _inside(_point(params), region):
-                running = optuna.trial.create_trial(
-                    state=TrialState.RUNNING, params=params, distributions=distributions
-                )
-                memory.add_trial(running)
-        with np.errstate(invalid="ignore"):  # the GP divides zero by zero once it is sure of its answer, and heeds it
-            return dict(memory.ask(distributions).params)
-
-    def _region(self, tried: Sequence[Tried], floor: float) -> dict[str, FloatDistribution]:
-        feasible = [one for one in tried if one.score.meets(floor)]
-        if not feasible:
-            return self._distributions()
-        centre = min(feasible, key=lambda one: (one.score.size_bytes, -one.score.accuracy)).point
-        around = {
-            f"{OFFSET}{name}": FloatDistribution(max(-REACH, value - REGION), min(REACH, value + REGION))
-            for name, value in centre.offsets.items()
-        }
-        least = max(self.space.least, centre.density / BELOW)
-        return {DENSITY: FloatDistribution(least, min(self.space.most, centre.density * ABOVE), log=True), **around}
-
-
-def _inside(point: Point, region: Mapping[str, FloatDistribution]) -> bool:
-    return all(region[name].low <= value <= region[name].high for name, value in _parameters(point).items())
-
-
-def _shortfall(score: Score, floor: float) -> float:
-    """At most 0 where the floor is met; a trial that stopped early never meets one."""
-    return max(floor - score.accuracy - ROUNDING, ROUNDING if score.stopped else -1.0)
-
-
-def _parameters(point: Point) -> dict[str, float]:
-    return {DENSITY: point.density, **{f"{OFFSET}{name}": value for name, value in point.offsets.items()}}
-
-
-def _point(params: Mapping[str, float]) -> Point:
-    offsets = {name.removeprefix(OFFSET): value for name, value in params.items() if name.startswith(OFFSET)}
-    return Point(density=params[DENSITY], offsets=offsets)
+            return proposed
+        trials = self._study.get_trials(deepcopy=False)
+        wanted = whole(self.space).keys()
+        running = [
+            point_of(trial.params)
+            for trial in trials
+            if trial.state == TrialState.RUNNING and trial.params.keys() == wanted
+        ]
+        number = len(trials)
+        floor = self.floors[number % len(self.floors)]
+        return ask(self._sampler(self._seed + number), self.space, floor, tried, running)
 
 
 def _attributes(score: Score) -> dict[str, Any]:
@@ -313,4 +203,4 @@ def _tried(trial: FrozenTrial) -> Tried:
     attributes = dict(trial.user_attrs)
     checks = {float(share): accuracy for share, accuracy in attributes.pop("checks").items()}
     score = Score(size_bytes=int(trial.values[0]), checks=checks, **attributes)
-    return Tried(trial.number, _point(trial.params), score)
+    return Tried(trial.number, point_of(trial.params), score)

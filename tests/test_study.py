@@ -9,7 +9,9 @@ from optuna.trial import TrialState
 
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
-from sweeps.study import DENSITY, JOURNAL, OFFSET, SAMPLERS, Limits, Score, SparsityStudy
+from sweeps.proposing import DENSITY, OFFSET, SAMPLERS, ask, parameters, whole
+from sweeps.scores import Score
+from sweeps.study import JOURNAL, Limits, SparsityStudy
 
 LAYERS = {"a": 1_000, "b": 9_000}
 PATH = ((0.01, {"a": 0.9, "b": 0.999}), (0.1, {"a": 0.5, "b": 0.9444}), (0.6, {"a": 0.1, "b": 0.4333}))
@@ -185,18 +187,31 @@ def test_study_constraint_in_the_store_is_of_the_lowest_floor():
     assert trials()[0].constraints["accuracy_floor"] == pytest.approx(-0.2)
 
 
-def test_study_ask_knows_of_trials_that_run_elsewhere():
+@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+def test_ask_knows_of_trials_that_run_elsewhere(sampler):
     study = make_study()
     run(study, Listed(*[(500, 0.9)] * 6), 6)
-    asked = []
-    for _ in range(16):
-        params = study.ask(study.tried, 0.8, seed=1)
-        asked.append(tuple(params.values()))
-        study._study.enqueue_trial(params)
-        trial = study._study.ask()  # a worker that goes on running
-        for name, value in study._distributions().items():
-            trial.suggest_float(name, value.low, value.high, log=value.log)
-    assert len(set(asked)) == 16
+    running = []
+    for _ in range(16):  # workers that all ask with the same seed
+        running.append(ask(SAMPLERS[sampler](1), study.space, 0.8, study.tried, running))
+    assert len({tuple(parameters(point).values()) for point in running}) == 16
+
+
+def test_study_run_tells_the_sampler_of_trials_that_run_elsewhere(monkeypatch):
+    study, told = make_study(), []
+    run(study, Listed((500, 0.9)), 1)
+    study._study.enqueue_trial(parameters(Point(density=0.2, offsets=ZERO)))
+    other = study._study.ask()
+    for name, d in whole(study.space).items():
+        other.suggest_float(name, d.low, d.high, log=d.log)
+
+    def spy(_sampler, _space, _floor, _tried, running):
+        told.append(list(running))
+        return Point(density=0.1, offsets=ZERO)
+
+    monkeypatch.setattr("sweeps.study.ask", spy)
+    run(study, Listed((400, 0.9)), 2)
+    assert told == [[Point(density=0.2, offsets=ZERO)]]
 
 
 def test_study_gone_on_with_keeps_its_trials_its_path_and_the_total_budget():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 from netprune.confidence import lower_bound
 from netprune.confirmation import ROUNDING, Bound, Candidate, image_margin, next_candidate
+from netprune.masks import Sparsity
 from netprune.pruning import PruneConfig, prune_candidate
 from netprune.stopping import SHORT
 from netprune.training import Callbacks
@@ -14,7 +15,7 @@ from sweeps import tracking
 from sweeps.progress import Progress, report
 from sweeps.stages.source import Source
 from sweeps.stages.trials import log_result
-from sweeps.study import SparsityStudy, Tried
+from sweeps.study import SparsityStudy
 from sweeps.table import count, percent
 
 CONFIRMED_FILE = "confirmed.json"
@@ -70,27 +71,49 @@ class Confirmation:
     """Candidates after which no still smaller one is looked for, once one has been accepted."""
 
 
-def confirm(
-    source: Source, study: SparsityStudy, request: Confirmation, objective: str
-) -> dict[float, Confirmed | None]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contest:
+    """What is confirmed: the candidates of one study, for its floors."""
+
+    name: str
+    """Of the study."""
+    floors: tuple[float, ...]
+    """Each in [0, 1], the highest first."""
+    objective: str
+    """The metric that is minimised."""
+    candidates: tuple[Candidate, ...]
+    sparsities: Mapping[int, Sparsity]
+    """By candidate number."""
+
+    @classmethod
+    def of(cls, study: SparsityStudy, objective: str) -> Contest:
+        """A study's trials that ran to their end."""
+        tried = [one for one in study.tried if not one.score.stopped]
+        return cls(
+            name=study.name,
+            floors=study.floors,
+            objective=objective,
+            candidates=tuple(Candidate(one.number, one.score.size_bytes, one.score.accuracy) for one in tried),
+            sparsities={one.number: study.space.at(one.point) for one in tried},
+        )
+
+
+def confirm(source: Source, contest: Contest, how: Confirmation) -> dict[float, Confirmed | None]:
     """For each floor the smallest candidate whose bound meets it, or None if no candidate's does.
 
     Finished finetunings of an earlier session are taken from the store. Floors share them.
     """
-    candidates = [
-        Candidate(one.number, one.score.size_bytes, one.score.accuracy) for one in study.tried if not one.score.stopped
-    ]
-    tried, measured = {one.number: one for one in study.tried}, dict[int, Confirmed]()
-    images, winners = len(source.dataset.val), dict[float, Confirmed | None]()
-    for floor in study.floors:
+    images, measured = len(source.dataset.val), dict[int, Confirmed]()
+    winners: dict[float, Confirmed | None] = {}
+    for floor in contest.floors:
         # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
         measured = {n: one for n, one in measured.items() if len(one.accuracies) > 1 or _hopeless(one, floor)}
         while True:
             bounds = {number: one.bound for number, one in measured.items()}
-            number = next_candidate(candidates, bounds, floor, images=images, most=request.most)
+            number = next_candidate(contest.candidates, bounds, floor, images=images, most=how.most)
             if number is None:
                 break
-            measured[number] = _measure(source, study, tried[number], request, objective, floor)
+            measured[number] = _measure(source, contest, number, how, floor)
             _tell(measured[number], floor)
         passed = [one for one in measured.values() if one.lower >= floor - ROUNDING]
         winners[floor] = min(passed, key=lambda one: one.size_bytes, default=None)
@@ -101,45 +124,42 @@ def _hopeless(one: Confirmed, floor: float) -> bool:
     return one.accuracies[0] + SHORT < floor
 
 
-def _measure(
-    source: Source, study: SparsityStudy, tried: Tried, request: Confirmation, objective: str, floor: float
-) -> Confirmed:
+def _measure(source: Source, contest: Contest, number: int, how: Confirmation, floor: float) -> Confirmed:
     images = len(source.dataset.val)
     found: list[tracking.FoundRun] = []
-    for seed in request.seeds:
-        found.append(_finetuned(source, study, tried, request.config, seed))
+    for seed in how.seeds:
+        found.append(_finetuned(source, contest, number, how.config, seed))
         accuracies = [run.metrics["val_accuracy"] for run in found]
         if accuracies[0] + SHORT < floor:  # the mean has to be above the floor by the images' margin
             break
     enough = len(accuracies) > 1
-    lower = lower_bound(accuracies, images).lower if enough else accuracies[0] - image_margin(floor, images)
     return Confirmed(
-        trial=tried.number,
+        trial=number,
         run_ids=tuple(run.run_id for run in found),
         accuracies=tuple(accuracies),
-        sizes=tuple(int(run.metrics[objective]) for run in found),
-        lower=lower,
+        sizes=tuple(int(run.metrics[contest.objective]) for run in found),
+        lower=lower_bound(accuracies, images).lower if enough else accuracies[0] - image_margin(floor, images),
     )
 
 
-def _finetuned(source: Source, study: SparsityStudy, tried: Tried, config: PruneConfig, seed: int) -> tracking.FoundRun:
+def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfig, seed: int) -> tracking.FoundRun:
     """The run of one longer finetuning: an earlier session's, or a new one."""
     finetune = replace(config.finetune, seed=seed) if config.finetune else None
     epochs = finetune.epochs * config.share if finetune else 0.0
     tags = {
-        tracking.STUDY: study.name,
-        tracking.TRIAL: str(tried.number),
+        tracking.STUDY: contest.name,
+        tracking.TRIAL: str(number),
         SEED: str(seed),
         EPOCHS: f"{epochs:g}",
     }
     known = tracking.find_runs({tracking.STAGE: "confirm", **tags}, limit=1)
     if known:
         return known[0]
-    sparsity = study.space.at(tried.point)
+    sparsity = contest.sparsities[number]
     options = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
-    name = f"{study.name} confirm {tried.number:03d} seed {seed}"
+    name = f"{contest.name} confirm {number:03d} seed {seed}"
     with tracking.tracked_run("confirm", name, options, tags=tags) as run_id:
-        with Progress(f"confirm {tried.number}, seed {seed}") as progress:
+        with Progress(f"confirm {number}, seed {seed}") as progress:
             result, data = prune_candidate(
                 source.model,
                 source.dataset,

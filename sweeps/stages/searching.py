@@ -20,11 +20,13 @@ from netprune.search_space import Point
 from netprune.seeding import best_rule, propose, ranked, seed_path
 from sweeps import registry, tracking
 from sweeps.progress import report
-from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, confirm, record
+from sweeps.proposing import SAMPLERS
+from sweeps.scores import OBJECTIVES, Tried
+from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, Contest, confirm, record
 from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.source import Source
 from sweeps.stages.trials import Trials
-from sweeps.study import OBJECTIVES, SAMPLERS, Limits, SparsityStudy, Tried
+from sweeps.study import Limits, SparsityStudy
 from sweeps.table import percent
 
 DENSE_FILE = f"dense/{registry.MODEL_FILE}"
@@ -54,9 +56,9 @@ class SearchRequest:
     values: str = "fp32"
     """How the packed file stores weights: see `quantise.Values`."""
     objective: str = OBJECTIVES[0]
-    """What is minimised: one of `study.OBJECTIVES`."""
+    """What is minimised: one of `scores.OBJECTIVES`."""
     sampler: str = "gp"
-    """One of `study.SAMPLERS`."""
+    """One of `proposing.SAMPLERS`."""
     timeout: float | None = None
     """Seconds after which no new trial starts."""
     epochs: float | None = None
@@ -207,7 +209,7 @@ def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> di
         seeds=tuple(request.seed + FRESH + i for i in range(request.confirm_seeds)),
         most=request.confirm_most,
     )
-    winners = confirm(source, study, how, request.objective)
+    winners = confirm(source, Contest.of(study, request.objective), how)
     tracking.log_json(record(winners), CONFIRMED_FILE)
     strictest = winners[study.floors[0]]
     if strictest is not None:

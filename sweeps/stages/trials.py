@@ -16,8 +16,9 @@ from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control
 from netprune.training import Callbacks
 from sweeps import registry, tracking
 from sweeps.progress import Progress, duration, report
+from sweeps.scores import Score, Tried
 from sweeps.stages.source import Source
-from sweeps.study import Limits, Score, SparsityStudy, Tried
+from sweeps.study import Limits, SparsityStudy
 from sweeps.table import count, percent
 
 PACKED_FILE = f"packed/{registry.MODEL_FILE}"

@@ -1,0 +1,50 @@
+"""What trials come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from netprune.search_space import Point
+
+# accuracies are counts over images: a floor of 0.809 must not be missed by the last bit of 0.8388 - 0.03
+ROUNDING = 1e-9
+OBJECTIVES = ("packed_bytes", "nonzero_bytes")
+"""The file's length; or the source document's count, nonzero parameters as fp32 without positions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What one trial came to."""
+
+    size_bytes: int
+    """The objective: one of `OBJECTIVES`; an estimate for a trial that stopped early."""
+    accuracy: float
+    """Validation, in [0, 1]; for a trial that stopped early, what it would hardly have passed."""
+    run_id: str
+    """Of the trial in MLflow."""
+    checks: Mapping[float, float] = field(default_factory=dict)
+    """Share of the finetuning → accuracy on the first validation images."""
+    stopped: str = ""
+    """Why it stopped early; empty if it did not."""
+    overruled: str = ""
+    """Why it would have stopped early, had it not been a control."""
+    epochs: float = 0.0
+    """Finetune epochs that it took."""
+
+    def meets(self, floor: float) -> bool:
+        """Whether it ran to its end and its accuracy is at the floor."""
+        return not self.stopped and self.accuracy >= floor - ROUNDING
+
+    def shortfall(self, floor: float) -> float:
+        """How far below the floor, at most 0 where it is met; a trial that stopped early never meets one."""
+        return max(floor - self.accuracy - ROUNDING, ROUNDING if self.stopped else -1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A trial with a result."""
+
+    number: int
+    point: Point
+    score: Score
