@@ -87,7 +87,7 @@ def _same(one: Point, other: Point) -> bool:
     return near and all(math.isclose(value, other.offsets[n], abs_tol=1e-6) for n, value in one.offsets.items())
 
 
-def next_density(meets: Mapping[float, bool], least: float, most: float) -> float | None:
+def next_density(meets: Mapping[float, bool], least: float, most: float, close: float = CLOSE) -> float | None:
     """The next density to try on the way to the floor, or None when its two sides are close.
 
     Steps of a factor until one density meets the floor and a smaller one does not, then geometric bisection. A density
@@ -97,6 +97,7 @@ def next_density(meets: Mapping[float, bool], least: float, most: float) -> floa
         meets: density → whether the network met the floor.
         least: smallest density to propose.
         most: largest.
+        close: factor between the two sides at which they are close enough.
 
     >>> next_density({}, 0.004, 0.6), next_density({0.1: True}, 0.004, 0.6)
     (0.1, 0.04)
@@ -113,4 +114,4 @@ def next_density(meets: Mapping[float, bool], least: float, most: float) -> floa
         edge, proposed = (most, (low or 0.0) * STEP) if high is None else (least, high / STEP)
         known = low if high is None else high
         return None if known == edge else min(most, max(least, proposed))
-    return None if high / low <= CLOSE else math.sqrt(high * low)
+    return None if high / low <= close else math.sqrt(high * low)

@@ -1,0 +1,294 @@
+"""The smallest confirmed file at equal cost: our search beside what is done otherwise.
+
+Every method may spend the same finetune epochs on its trials, of the same length, for the same floors, and hands what
+it tried to the same confirmation. `bisected RULE` looks for the density at which one rule's allocations meet the floor,
+half of its trials for each floor; `plain optuna` is TPE over raw per-layer sparsities with the floor as a constraint.
+Ours may stop trials early, and spends what that saves on more trials. What nothing is confirmed for counts as the dense
+file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import optuna
+
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from netprune.allocation import Basis, find_allocator
+from netprune.confirmation import Candidate
+from netprune.errors import InputError
+from netprune.evaluation import evaluate
+from netprune.masks import Sparsity
+from netprune.models import Architecture, prunable_weights, weights_digest
+from netprune.packing import PackedHeader, pack
+from netprune.precision import PRECISIONS, fit_to_device
+from netprune.pruning import PruneConfig, finetuning, prune_candidate
+from netprune.quantise import Values
+from netprune.scanner import scan
+from netprune.seeding import DENSITIES, next_density
+from sweeps import tracking
+from sweeps.proposing import SAMPLERS
+from sweeps.scores import OBJECTIVES
+from sweeps.stages.confirming import FRESH, Confirmation, Confirmed, Contest, confirm
+from sweeps.stages.scanning import ScanRequest
+from sweeps.stages.searching import SearchRequest, run_search
+from sweeps.stages.source import DataRequest, Source
+
+RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")
+OURS, PLAIN = "ours", "plain optuna"
+METHODS = (OURS, *(f"bisected {rule}" for rule in RULES), PLAIN)
+CLOSE = 1.02
+"""A bisection goes on to this factor between its two sides: trials are there to be spent."""
+MOST_SPARSITY = 0.999
+Found = tuple[Sparsity, int, float]
+"""Sparsities, bytes, validation accuracy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What is equal for all methods."""
+
+    floors: tuple[float, ...]
+    trials: int
+    finetune: PruneConfig
+    confirmation: PruneConfig
+    most: int
+    seed: int
+
+    @property
+    def epochs(self) -> float:
+        """Finetune epochs of all trials."""
+        return self.trials * _epochs(self.finetune)
+
+
+class Bench:
+    """One dense network, and what is tried on it."""
+
+    def __init__(self, setting: Setting, options: argparse.Namespace) -> None:
+        self.setting, self.options = setting, options
+        header = PackedHeader(
+            architecture=Architecture(name="net10", num_classes=len(setting.dataset.classes), width=options.width),
+            classes=setting.dataset.classes,
+            mean=setting.dataset.mean,
+            std=setting.dataset.std,
+            dense_digest=weights_digest(setting.model),
+        )
+        data = DataRequest(dataset=options.dataset, data_dir=options.data_dir, device=options.device)
+        self.source = Source(setting.model, header, setting.dataset, data, options.weights or "trained on the spot")
+        self.basis = Basis(model=setting.model, sensitivity=scan(setting.model, setting.dataset))
+        self.dense_accuracy = evaluate(setting.model, setting.dataset.val, setting.dataset).accuracy
+        self.dense_bytes = len(pack(setting.model, header))
+
+    def terms(self, seed: int) -> Terms:
+        """For one seed of everything."""
+
+        def config(epochs: float) -> PruneConfig:
+            made = finetuning(epochs, values=Values.parse(self.options.values), batch_size=self.options.batch_size)
+            assert made.finetune is not None
+            fitted, _ = fit_to_device(
+                self.setting.model, self.setting.dataset, replace(made.finetune, seed=seed), self.options.precision
+            )
+            return replace(made, finetune=fitted)
+
+        return Terms(
+            floors=tuple(self.dense_accuracy - drop / 100 for drop in sorted(self.options.max_drop)),
+            trials=self.options.trials,
+            finetune=config(self.options.finetune_epochs),
+            confirmation=config(self.options.confirm_epochs),
+            most=self.options.confirm_most,
+            seed=seed,
+        )
+
+    def trial(self, sparsity: Sparsity, terms: Terms) -> Found:
+        """Prune, finetune, pack: as a trial of ours without early stopping."""
+        result, data = prune_candidate(
+            self.setting.model, self.setting.dataset, self.source.header, sparsity, terms.finetune
+        )
+        return sparsity, len(data), result.val.accuracy
+
+    def bisected(self, rule: str, terms: Terms) -> list[Found]:
+        """The trials of one rule's bisection, for each floor in turn."""
+        found: dict[float, Found] = {}
+        for part, floor in enumerate(terms.floors, start=1):
+            until = round(terms.trials * part / len(terms.floors))
+            while len(found) < until:
+                meets = {density: accuracy >= floor for density, (_, _, accuracy) in found.items()}
+                density = next_density(meets, DENSITIES[0], DENSITIES[-1], CLOSE)
+                if density is None:
+                    break
+                try:
+                    sparsity = find_allocator(rule)(self.basis, density)
+                except InputError:  # below what the scan reached
+                    break
+                found[density] = self.trial(sparsity, terms)
+        return list(found.values())
+
+    def plain(self, terms: Terms) -> list[Found]:
+        """The trials of TPE over raw sparsities, a study for each floor."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        found: list[Found] = []
+        for part, floor in enumerate(terms.floors, start=1):
+            study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=terms.seed))
+
+            def objective(trial: optuna.Trial, floor: float = floor) -> float:
+                names = prunable_weights(self.setting.model)
+                sparsity = {name: trial.suggest_float(name, 0.0, MOST_SPARSITY) for name in names}
+                found.append(self.trial(sparsity, terms))
+                trial.set_constraint("floor", floor - found[-1][2])
+                return found[-1][1]
+
+            study.optimize(objective, n_trials=round(terms.trials * part / len(terms.floors)) - len(found))
+        return found
+
+    def confirmed(self, name: str, found: Sequence[Found], terms: Terms) -> dict[float, Confirmed | None]:
+        """The same confirmation as a search of ours has."""
+        contest = Contest(
+            name=name,
+            floors=terms.floors,
+            objective=OBJECTIVES[0],
+            candidates=tuple(Candidate(i, size, accuracy) for i, (_, size, accuracy) in enumerate(found)),
+            sparsities={i: sparsity for i, (sparsity, _, _) in enumerate(found)},
+        )
+        seeds = (terms.seed + FRESH, terms.seed + FRESH + 1)
+        return confirm(self.source, contest, Confirmation(config=terms.confirmation, seeds=seeds, most=terms.most))
+
+    def ours(self, name: str, terms: Terms) -> dict[float, Confirmed | None]:
+        """The command's own search."""
+        request = SearchRequest(
+            max_drop=tuple(self.options.max_drop),
+            trials=10 * terms.trials,
+            epochs=terms.epochs,
+            finetune_epochs=self.options.finetune_epochs,
+            batch_size=self.options.batch_size,
+            values=self.options.values,
+            sampler=self.options.sampler,
+            confirm_epochs=self.options.confirm_epochs,
+            confirm_most=terms.most,
+            seed=terms.seed,
+            study_name=name,
+            scan=ScanRequest.of(
+                {"sparsities": "auto", "max_se": 0.02, "precision": self.options.precision, "saliency": "magnitude"}
+            ),
+        )
+        return {one.floor: one.confirmed for one in run_search(self.source, request).floors}
+
+    def measure(self, method: str, seed: int) -> dict[str, Any]:
+        """Confirmed bytes by floor (the dense file's where there are none), and the epochs that were spent."""
+        terms, name = self.terms(seed), f"{method} {seed}"
+        if method == OURS:
+            winners = self.ours(name, terms)
+            spent = sum(one.metrics["finetune_epochs"] for one in _runs(name, "trial"))
+        else:
+            found = self.plain(terms) if method == PLAIN else self.bisected(method.removeprefix("bisected "), terms)
+            spent = len(found) * _epochs(terms.finetune)
+            winners = self.confirmed(name, found, terms)
+        return {
+            "bytes": [won.size_bytes if won else self.dense_bytes for won in winners.values()],
+            "confirmed": [won is not None for won in winners.values()],
+            "lower": [won.lower if won else None for won in winners.values()],
+            "trial epochs": spent,
+            "confirm epochs": sum(one.metrics["finetune_epochs"] for one in _runs(name, "confirm")),
+        }
+
+
+def _runs(study: str, stage: str) -> list[tracking.FoundRun]:
+    return tracking.find_runs({tracking.STUDY: study, tracking.STAGE: stage})
+
+
+def _epochs(config: PruneConfig) -> float:
+    return config.finetune.epochs * config.share if config.finetune else 0.0
+
+
+def main() -> None:
+    options = _options()
+    kept = Path(options.kept).resolve() if options.kept else None
+    bench = Bench(open_setting(options), options)
+    results: dict[str, Any] = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    with _own_store():
+        for seed in range(options.seeds):
+            for method in options.methods:
+                key = f"{method}|{seed}"
+                if key not in results:
+                    results[key] = bench.measure(method, seed)
+                    print(f"{key}: {results[key]}", flush=True)
+                    if kept:
+                        kept.write_text(json.dumps(results, indent=1))
+    table = {method: [results[f"{method}|{seed}"] for seed in range(options.seeds)] for method in options.methods}
+    _print(table, bench, options)
+    baselines = [np.mean([one["bytes"][0] for one in runs]) for method, runs in table.items() if method != OURS]
+    ours = np.mean([one["bytes"][0] for one in table[OURS]]) if OURS in table else np.nan
+    ratio = float(min(baselines, default=np.nan) / ours)
+    what = (
+        f"times the confirmed bytes of ours in the best baseline, mean over seeds at {min(options.max_drop):g} points"
+    )
+    finish(options, {"results": results}, ratio, what)
+
+
+def _print(table: dict[str, list[dict[str, Any]]], bench: Bench, options: argparse.Namespace) -> None:
+    drops = sorted(options.max_drop)
+    rows = []
+    for method, runs in table.items():
+        cells = []
+        for i in range(len(drops)):
+            sizes = [one["bytes"][i] for one in runs]
+            none = sum(not one["confirmed"][i] for one in runs)
+            spread = np.std(sizes, ddof=1) if len(sizes) > 1 else 0.0
+            cells.append(f"{np.mean(sizes):,.0f} ± {spread:,.0f}" + (f" ({none} none)" if none else ""))
+        epochs = [f"{np.mean([one[what] for one in runs]):.2f}" for what in ("trial epochs", "confirm epochs")]
+        rows.append([method, *cells, *epochs])
+    print_table(["method", *(f"bytes at {drop:g} points" for drop in drops), "trial epochs", "confirm epochs"], rows)
+    print(
+        f"confirmed bytes, mean ± std over {options.seeds} seeds; dense {bench.dense_bytes:,} bytes, "
+        f"{100 * bench.dense_accuracy:.2f} %; a trial is {options.finetune_epochs:g} epochs, a confirmation "
+        f"{options.confirm_epochs:g} twice; none: counted as the dense file"
+    )
+
+
+@contextmanager
+def _own_store() -> Iterator[None]:
+    """An MLflow store and a study file in a folder that goes away."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        tracking.open_store()
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def _options() -> argparse.Namespace:
+    made = parser(__doc__ or "")
+    made.add_argument("--seeds", type=int, default=3, help="of everything (default 3)")
+    made.add_argument("--max-drop", type=float, nargs="+", default=[0.5, 2.0], help="points (default 0.5 2)")
+    made.add_argument("--trials", type=int, help="of each method (default 16, quick 8)")
+    made.add_argument("--finetune-epochs", type=float, help="of a trial (default 0.2, quick 0.1)")
+    made.add_argument("--confirm-epochs", type=float, help="of a candidate, with each seed (default 0.6, quick 0.3)")
+    made.add_argument("--confirm-most", type=int, help="candidates a floor (default 3, quick 2)")
+    made.add_argument("--batch-size", type=int, default=128, help="images a step (default 128)")
+    made.add_argument("--values", default="fp32", help="as the search has it (default fp32)")
+    made.add_argument("--sampler", default="gp", choices=SAMPLERS, help="of ours (default gp)")
+    made.add_argument("--precision", default="auto", choices=PRECISIONS, help="of the finetuning (default auto)")
+    made.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="default: all")
+    made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")
+    options = made.parse_args()
+    usual = {"trials": (16, 8), "finetune_epochs": (0.2, 0.1), "confirm_epochs": (0.6, 0.3), "confirm_most": (3, 2)}
+    for name, values in usual.items():
+        if getattr(options, name) is None:
+            setattr(options, name, values[options.quick])
+    return options
+
+
+if __name__ == "__main__":
+    main()
