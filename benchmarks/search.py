@@ -40,8 +40,9 @@ from sweeps import tracking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
 from sweeps.stages.confirming import FRESH, Confirmation, Confirmed, Contest, confirm
+from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
-from sweeps.stages.searching import SearchRequest, run_search
+from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
 
 RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")

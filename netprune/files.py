@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from netprune.errors import InputError
@@ -28,3 +31,15 @@ def write_whole(path: str | Path, data: bytes) -> None:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Within the body no other process of this machine is inside for the same path; the lock dies with its holder.
+
+    Args:
+        path: a file for the lock alone; it is made, and stays.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -15,6 +15,7 @@ from netprune.saliency import SALIENCIES
 from sweeps import interrupts
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
+from sweeps.secrets import masked
 from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -61,7 +62,7 @@ def command(function: Callable[..., None]) -> click.Command:
                 open_store()
                 function(**options)
         except InputError as error:
-            _fail(str(error))
+            _fail(masked(str(error)))
         except STORE_ERRORS as error:
             _fail(store_message(error))
         except KeyboardInterrupt:
@@ -182,7 +183,16 @@ search_options = _stack(
     click.option(
         "--confirm-most", default=4, help="Candidates after which, one being accepted, no smaller one is tried."
     ),
+    click.option("--workers", default=1, help="Processes on this machine, each with its share of cores and GPUs."),
     click.option("--seed", default=0, help="Of the sampler and the finetuning."),
+)
+
+storage_option = click.option(
+    "--storage",
+    default="",
+    envvar="NETPRUNE_STORAGE",
+    show_envvar=True,
+    help="Where the study lives: a database's address or grpc://host:port; default: optuna.journal here.",
 )
 
 study_option = click.option("--study-name", default="", help="The study; default: the newest in the store.")

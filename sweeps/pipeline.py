@@ -8,7 +8,7 @@ from netprune.recipes import TrainConfig
 from sweeps.command import command, data_options
 from sweeps.stages.pipeline import run_pipeline
 from sweeps.stages.registering import registered_lines, summary_table
-from sweeps.stages.searching import SearchRequest
+from sweeps.stages.request import SearchRequest
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.training import TrainRequest
 

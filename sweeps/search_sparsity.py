@@ -6,9 +6,19 @@ from typing import Any
 
 import click
 
-from sweeps.command import AUTO, command, data_options, numbers, scan_options, search_options, source_options
+from sweeps.command import (
+    AUTO,
+    command,
+    data_options,
+    numbers,
+    scan_options,
+    search_options,
+    source_options,
+    storage_option,
+)
+from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest
-from sweeps.stages.searching import SearchOutcome, SearchRequest, run_search
+from sweeps.stages.searching import SearchOutcome, run_search
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
 from sweeps.table import count, percent
 
@@ -23,6 +33,8 @@ NAMES = (
     "sampler",
     "confirm_seeds",
     "confirm_most",
+    "workers",
+    "storage",
 )
 """Options that a request takes as they are."""
 
@@ -32,6 +44,7 @@ NAMES = (
 @data_options("auto")
 @search_options
 @scan_options
+@storage_option
 @click.option("--study-name", default="", help="Running it again continues it; default: by network and floor.")
 def main(
     *,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from netprune.errors import DivergedError, InputError
@@ -18,8 +18,11 @@ from netprune.masks import Sparsity
 from netprune.search_space import Point, Space
 from sweeps.proposing import FLOOR, SAMPLERS, ask, parameters, point_of, whole
 from sweeps.scores import ROUNDING, Score, Tried
+from sweeps.sessions import GRACE_SECONDS, Crew
+from sweeps.storage import JOURNAL, open_storage
 
-JOURNAL = "optuna.journal"
+RETRIES, FAILURES = 2, 10
+"""How often a point is tried again whose worker died, and how many failures in a row a worker takes before it stops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,18 +38,30 @@ class Limits:
     epochs_a_trial: float = 0.0
 
 
-Evaluate = Callable[[int, Sparsity], Score]
-"""Trial number and sparsity → score; raises DivergedError for a trial that has none."""
-Propose = Callable[[Sequence[Tried]], Point | None]
-"""What has been tried → a point to try before the sampler is asked, or None when it is the sampler's turn."""
+Record = Callable[[Score], None]
+"""Puts a trial's score down in the study; called before the trial's run in MLflow closes."""
+Evaluate = Callable[[int, Sparsity, Record], Score]
+"""Trial number, sparsity and `Record` → score; raises DivergedError for a trial that has none."""
+Propose = Callable[[Sequence[Tried], Sequence[Point]], Point | None]
+"""What has been tried and what is running → a point to try before the sampler is asked, or None: the sampler's turn."""
+Settle = Callable[[int], bool]
+"""Closes what a dead worker's trial left open in MLflow, and says whether its run had finished."""
+
+
+class LostTrialError(Exception):
+    """A trial that another worker has given up: it took this one for dead."""
 
 
 class SparsityStudy:
     """Minimise bytes subject to accuracy floors, over a `Space`.
 
-    The study lives in `optuna.journal` in the working directory, beside MLflow's own store; opening it again continues
+    The study lives in a storage that any number of workers share (`storage.open_storage`); opening it again continues
     it. Several floors share the trials: the sampler looks for each of them in turn, told of all trials as that floor
     sees them.
+
+    A trial's score is put down in the study before its run in MLflow closes, and the trial is told to be complete after
+    that. So a worker that dies leaves a trial that is running for the study, and either a run that had finished, whose
+    score is then the trial's, or one that had not: both are given up, and the point is tried again.
     """
 
     def __init__(
@@ -55,8 +70,9 @@ class SparsityStudy:
         layers: Mapping[str, int],
         floors: Sequence[float],
         *,
-        sampler: str = "tpe",
+        sampler: str = "gp",
         seed: int = 0,
+        storage: str = "",
         constants: Mapping[str, Any],
     ) -> None:
         """Open the study `name`, or make it.
@@ -67,17 +83,17 @@ class SparsityStudy:
             floors: least validation accuracies, each in [0, 1].
             sampler: a name in `SAMPLERS`.
             seed: of the sampler.
+            storage: see `storage.open_storage`.
             constants: what must be equal whenever the study is continued, as JSON types.
 
         Raises:
             InputError: if the study exists and was made with other constants, or its file cannot be used.
         """
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.name, self.layers, self.floors = name, dict(layers), tuple(sorted(floors, reverse=True))
         self._sampler, self._seed = SAMPLERS[sampler], seed
         try:
-            storage = JournalStorage(JournalFileBackend(JOURNAL))
-            self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+            self._study = optuna.create_study(study_name=name, storage=open_storage(storage), load_if_exists=True)
+            self.crew = Crew(lambda: self._study.user_attrs, self._study.set_user_attr)
             self._check(constants)
         except OSError as error:
             raise InputError(f"the study's file {JOURNAL} cannot be used: {error.strerror}.") from None
@@ -128,6 +144,12 @@ class SparsityStudy:
         """How many trials came to a result."""
         return len(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
+    @property
+    def running(self) -> int:
+        """How many trials live workers are at."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return sum(not self.crew.is_dead(trial.user_attrs.get("session", "")) for trial in trials)
+
     def feasible(self, floor: float) -> list[Tried]:
         """Trials that meet a floor, the smallest first, the more accurate one of equals first."""
         found = [tried for tried in self.tried if tried.score.meets(floor)]
@@ -137,70 +159,130 @@ class SparsityStudy:
         """The smallest trial that meets a floor."""
         return next(iter(self.feasible(floor)), None)
 
-    def run(self, evaluate: Evaluate, limits: Limits, propose: Propose, on_trial: Callable[[int, Score], None]) -> None:
-        """Try what `propose` and then the sampler proposes, within limits.
+    def run(
+        self,
+        evaluate: Evaluate,
+        limits: Limits,
+        propose: Propose,
+        on_trial: Callable[[int, Score], None],
+        settle: Settle = lambda _: False,
+    ) -> None:
+        """Try what `propose` and then the sampler proposes, within limits, which are the study's and not the worker's.
 
-        One that diverges is tried and has no result, so there may be fewer results than trials allowed.
+        One that diverges is tried and has no result.
 
         Args:
             evaluate: see `Evaluate`.
             limits: see `Limits`.
             propose: see `Propose`.
             on_trial: called after each result with the results so far and the score.
+            settle: see `Settle`.
         """
+        start, failures = time.monotonic(), 0
+        while failures < FAILURES and self._may_start(limits, time.monotonic() - start):
+            self.recover(settle)
+            if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                self._study.enqueue_trial(parameters(self._next(propose)))
+            trial = self._study.ask()
+            try:
+                trial.set_user_attr("session", self.crew.key)
+                if not self._was_queued(trial.number) or self._is_surplus(trial.number, limits):
+                    # another worker took what was queued, or began the last trial that was due
+                    self._study.tell(trial, state=TrialState.FAIL)
+                    continue
+                score = self._evaluate(trial, evaluate)
+                on_trial(self.done + 1, score)
+                self._study.tell(trial, score.size_bytes)
+                failures = 0
+            except (DivergedError, LostTrialError):
+                failures += 1
+                self._give_up(trial.number)
+            except BaseException:
+                self._give_up(trial.number)
+                raise
 
-        def objective(trial: optuna.Trial) -> float:
-            params = {
-                name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in whole(self.space).items()
-            }
-            point = point_of(params)
-            score = evaluate(trial.number, self.space.at(point))
-            for name, value in _attributes(score).items():
-                trial.set_user_attr(name, value)
-            trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
-            on_trial(self.done + 1, score)
-            return score.size_bytes
+    def recover(self, settle: Settle) -> None:
+        """Give up the trials of workers that died, and queue their points again; keep those that had finished."""
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            owner = trial.user_attrs.get("session")
+            begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+            dead = time.time() - begun > GRACE_SECONDS if owner is None else self.crew.is_dead(owner)
+            if not dead or owner == self.crew.key:
+                continue
+            finished, score = settle(trial.number), trial.user_attrs.get("score")
+            try:
+                if finished and score:
+                    self._study.tell(trial.number, score["size_bytes"])
+                else:
+                    self._study.tell(trial.number, state=TrialState.FAIL)
+                    self._again(trial)
+            except (ValueError, UpdateFinishedTrialError):  # another worker was quicker
+                continue
 
-        start, left = time.monotonic(), limits.trials - self.done
-        for _ in range(left):
-            tried = self.tried
-            if limits.timeout is not None and time.monotonic() - start >= limits.timeout:
-                return
-            spent = sum(one.score.epochs for one in tried)
-            if limits.epochs is not None and spent + limits.epochs_a_trial > limits.epochs + ROUNDING:
-                return
-            self._study.enqueue_trial(parameters(self._next(tried, propose)))
-            self._study.optimize(objective, n_trials=1, catch=(DivergedError,))
+    def _again(self, trial: FrozenTrial) -> None:
+        times = trial.user_attrs.get("retries", 0)
+        if times < RETRIES and trial.params.keys() == whole(self.space).keys():
+            self._study.enqueue_trial(trial.params, user_attrs={"retries": times + 1, "retry_of": trial.number})
 
-    def _next(self, tried: Sequence[Tried], propose: Propose) -> Point:
-        proposed = propose(tried)
-        if proposed is not None:
-            return proposed
-        trials = self._study.get_trials(deepcopy=False)
-        wanted = whole(self.space).keys()
+    def _give_up(self, number: int) -> None:
+        with suppress(ValueError, UpdateFinishedTrialError):  # it may be told already
+            self._study.tell(number, state=TrialState.FAIL)
+
+    def _evaluate(self, trial: optuna.Trial, evaluate: Evaluate) -> Score:
+        params = {n: trial.suggest_float(n, d.low, d.high, log=d.log) for n, d in whole(self.space).items()}
+
+        def record(score: Score) -> None:
+            try:
+                trial.set_user_attr("score", _json(score))
+                trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
+            except UpdateFinishedTrialError:
+                raise LostTrialError(
+                    f"trial {trial.number} was given up: another worker took this one for dead"
+                ) from None
+
+        return evaluate(trial.number, self.space.at(point_of(params)), record)
+
+    def _may_start(self, limits: Limits, seconds: float) -> bool:
+        running = self.running
+        if self.done + running >= limits.trials:
+            return False
+        if limits.timeout is not None and seconds >= limits.timeout:
+            return False
+        spent = sum(one.score.epochs for one in self.tried) + running * limits.epochs_a_trial
+        return limits.epochs is None or spent + limits.epochs_a_trial <= limits.epochs + ROUNDING
+
+    def _was_queued(self, number: int) -> bool:
+        return "fixed_params" in self._study.get_trials(deepcopy=False)[number].system_attrs
+
+    def _is_surplus(self, number: int, limits: Limits) -> bool:
+        """Whether as many trials as are due have a result or began before this one."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+        counted = [t for t in trials if t.state == TrialState.COMPLETE or t.number < number]
+        dead = [
+            t for t in counted if t.state == TrialState.RUNNING and self.crew.is_dead(t.user_attrs.get("session", ""))
+        ]
+        return len(counted) - len(dead) >= limits.trials
+
+    def _next(self, propose: Propose) -> Point:
+        trials, wanted = self._study.get_trials(deepcopy=False), whole(self.space).keys()
         running = [
             point_of(trial.params)
             for trial in trials
             if trial.state == TrialState.RUNNING and trial.params.keys() == wanted
         ]
-        number = len(trials)
+        tried, number = self.tried, len(trials)
+        proposed = propose(tried, running)
+        if proposed is not None:
+            return proposed
         floor = self.floors[number % len(self.floors)]
         return ask(self._sampler(self._seed + number), self.space, floor, tried, running)
 
 
-def _attributes(score: Score) -> dict[str, Any]:
-    return {
-        "accuracy": score.accuracy,
-        "run_id": score.run_id,
-        "checks": {str(share): accuracy for share, accuracy in score.checks.items()},
-        "stopped": score.stopped,
-        "overruled": score.overruled,
-        "epochs": score.epochs,
-    }
+def _json(score: Score) -> dict[str, Any]:
+    return asdict(score) | {"checks": {str(share): accuracy for share, accuracy in score.checks.items()}}
 
 
 def _tried(trial: FrozenTrial) -> Tried:
-    attributes = dict(trial.user_attrs)
-    checks = {float(share): accuracy for share, accuracy in attributes.pop("checks").items()}
-    score = Score(size_bytes=int(trial.values[0]), checks=checks, **attributes)
-    return Tried(trial.number, point_of(trial.params), score)
+    kept = dict(trial.user_attrs["score"])
+    checks = {float(share): accuracy for share, accuracy in kept.pop("checks").items()}
+    return Tried(trial.number, point_of(trial.params), Score(checks=checks, **kept))

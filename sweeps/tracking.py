@@ -7,11 +7,12 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mlflow
 from matplotlib.figure import Figure
@@ -20,11 +21,14 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from netprune.errors import InputError
-from netprune.files import write_whole
+from netprune.files import alone, write_whole
 from sweeps.experiment import EXPERIMENT
+from sweeps.secrets import masked
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError)
 STAGE, FEASIBLE, STUDY, TRIAL = "netprune.stage", "feasible", "netprune.study", "netprune.trial"
+SESSION = "netprune.session"
+"""Tag: which worker's session a run belongs to."""
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -43,23 +47,48 @@ def open_store() -> None:
     # it prints what it raises, with its SQL: the command says it in one line
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
-        if not any(os.environ.get(f"MLFLOW_{name}") for name in ("RUN_ID", "EXPERIMENT_NAME", "EXPERIMENT_ID")):
-            mlflow.set_experiment(EXPERIMENT)
+        with _first_use():
+            if any(os.environ.get(f"MLFLOW_{name}") for name in ("RUN_ID", "EXPERIMENT_NAME", "EXPERIMENT_ID")):
+                mlflow.MlflowClient().search_experiments(max_results=1)  # makes the tables, if they are not there
+            else:
+                mlflow.set_experiment(EXPERIMENT)
     except STORE_ERRORS as error:
         raise InputError(store_message(error)) from None
+
+
+def _first_use() -> AbstractContextManager[None]:
+    """MLflow makes a fresh SQLite store's tables in every process that opens it, and all but one of several fail."""
+    uri = mlflow.get_tracking_uri()
+    path = urlsplit(uri).path
+    if not uri.startswith("sqlite:///") or ":memory:" in uri or "?" in uri:
+        return nullcontext()
+    lock = Path(path[1:] + ".lock")
+    return alone(lock) if os.access(lock.parent, os.W_OK) else nullcontext()
+
+
+def close_dead(study: str, is_dead: Callable[[str], bool]) -> None:
+    """Mark the runs that dead workers of a study left open as KILLED."""
+    for stage in ("trial", "confirm"):
+        for run in find_runs({STAGE: stage, STUDY: study}, statuses=("RUNNING",)):
+            if is_dead(run.tags.get(SESSION, "")):
+                mlflow.MlflowClient().set_terminated(run.run_id, "KILLED")
+
+
+def still_running(run_id: str) -> None:
+    """Mark a run that others go on with as RUNNING."""
+    mlflow.MlflowClient().update_run(run_id, status="RUNNING")
 
 
 def store_message(error: Exception) -> str:
     """One line for an error of the store, with the mend where it is known."""
     text = str(error)
-    where = mlflow.get_tracking_uri()
+    where = masked(mlflow.get_tracking_uri())
     if "readonly" in text or "unable to open" in text:
         return f"the MLflow store {where} cannot be written: mend its permissions, or set MLFLOW_TRACKING_URI."
     if "locked" in text:
         return f"the MLflow store {where} is locked by another program: stop that program, or set MLFLOW_TRACKING_URI."
-    return (
-        f"the MLflow store {where} answered: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}"
-    )
+    first = masked(text.strip().splitlines()[0]) if text.strip() else type(error).__name__
+    return f"the MLflow store {where} answered: {first}"
 
 
 @contextmanager
@@ -113,7 +142,7 @@ def tracked_run(
         yield str(run.info.run_id)
     except BaseException as error:
         if mlflow.active_run() is not outer:
-            mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:500])
+            mlflow.set_tag("error", masked(f"{type(error).__name__}: {error}")[:500])
             mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     mlflow.end_run()
@@ -186,7 +215,7 @@ def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder)))
     except (MlflowException, OSError):
-        raise InputError(f"run {run_id} has no artifact {name} in {mlflow.get_tracking_uri()}.") from None
+        raise InputError(f"run {run_id} has no artifact {name} in {masked(mlflow.get_tracking_uri())}.") from None
 
 
 def read_artifact(run_id: str, name: str) -> bytes:
@@ -238,7 +267,7 @@ def find_run(run_id: str) -> FoundRun:
     try:
         return _found(mlflow.get_run(run_id))
     except MlflowException:
-        raise InputError(f"there is no run {run_id} in {mlflow.get_tracking_uri()}.") from None
+        raise InputError(f"there is no run {run_id} in {masked(mlflow.get_tracking_uri())}.") from None
 
 
 def _found(run: Run) -> FoundRun:

@@ -26,7 +26,8 @@ def test_entry_points_are_the_documented_ones():
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_project_parameters_are_the_options_of_the_command(entry):
     command, words = command_of(entry)
-    options = {option.name: option for option in command.params}
+    # an address may hold a password, and MLflow logs parameters as they were typed
+    options = {option.name: option for option in command.params if option.name != "storage"}
     parameters = ENTRIES[entry]["parameters"]
     assert set(parameters) == set(options)
     for name, parameter in parameters.items():

@@ -6,6 +6,7 @@ from dataclasses import replace
 import mlflow
 import pytest
 
+from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.models import weights_digest
 from netprune.packing import unpack
@@ -15,11 +16,12 @@ from netprune.stopping import LearningCurve
 from netprune.training import train
 from sweeps import tracking
 from sweeps.search_sparsity import closing
-from sweeps.stages import searching, trials
+from sweeps.stages import trials
 from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED
 from sweeps.stages.registering import registered_lines, run_register, summary_table
+from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
-from sweeps.stages.searching import SearchRequest, run_search
+from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
 from sweeps.stages.studies import find_study
 
@@ -124,7 +126,7 @@ def test_search_several_floors_share_trials_and_confirm_one_winner_each(source):
 
 def test_search_without_confirmation_is_not_registered(source):
     run_search(source, replace(REQUEST, confirm_seeds=0, trials=2))
-    with pytest.raises(searching.InputError, match="not confirmed"):
+    with pytest.raises(InputError, match="not confirmed"):
         run_register("small", "", DATA)
     assert runs("register") == []
 
@@ -166,7 +168,7 @@ def test_search_trial_that_cannot_reach_the_floor_stops_and_says_why(source, hop
     assert outcome.done == 2
     assert outcome.floors[0].best is None
     assert runs("confirm") == []
-    with pytest.raises(searching.InputError, match="with 95 % confidence"):
+    with pytest.raises(InputError, match="with 95 % confidence"):
         run_register("small", "", DATA)
 
 
@@ -220,5 +222,5 @@ def test_register_logs_the_accuracy_of_the_file_that_is_loaded(source):
     ],
 )
 def test_search_request_out_of_range_names_the_option(changes, message):
-    with pytest.raises(searching.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         SearchRequest(**changes)

@@ -11,7 +11,8 @@ from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
 from sweeps.proposing import DENSITY, OFFSET, SAMPLERS, ask, parameters, whole
 from sweeps.scores import Score
-from sweeps.study import JOURNAL, Limits, SparsityStudy
+from sweeps.storage import JOURNAL
+from sweeps.study import FAILURES, Limits, SparsityStudy
 
 LAYERS = {"a": 1_000, "b": 9_000}
 PATH = ((0.01, {"a": 0.9, "b": 0.999}), (0.1, {"a": 0.5, "b": 0.9444}), (0.6, {"a": 0.1, "b": 0.4333}))
@@ -35,7 +36,7 @@ def ignore(*_):
     pass
 
 
-def nothing(_):
+def nothing(_tried, _running):
     """Nothing to begin with: every trial is the sampler's."""
 
 
@@ -43,11 +44,13 @@ def score(size, accuracy, number=0, **more):
     return Score(size_bytes=size, accuracy=accuracy, run_id=f"run{number}", **more)
 
 
-def cheap(number, sparsity):
+def cheap(number, sparsity, record):
     """Bytes fall with sparsity, and so does accuracy, the faster the further layer a is from half of its weights."""
     kept = sum(n * (1 - sparsity[layer]) for layer, n in LAYERS.items()) / sum(LAYERS.values())
     accuracy = 0.9 - 0.01 / kept - 0.03 * math.log((1 - sparsity["a"]) / 0.5) ** 2
-    return score(round(1e6 * kept), max(0.1, accuracy), number)
+    found = score(round(1e6 * kept), max(0.1, accuracy), number)
+    record(found)
+    return found
 
 
 class Listed:
@@ -56,12 +59,14 @@ class Listed:
     def __init__(self, *outcomes):
         self.outcomes, self.asked = list(outcomes), []
 
-    def __call__(self, number, sparsity):
+    def __call__(self, number, sparsity, record):
         self.asked.append(sparsity)
         outcome = self.outcomes[len(self.asked) - 1]
         if isinstance(outcome, BaseException):
             raise outcome
-        return outcome if isinstance(outcome, Score) else score(*outcome, number)
+        found = outcome if isinstance(outcome, Score) else score(*outcome, number)
+        record(found)
+        return found
 
 
 def run(study, evaluate, trials, propose=nothing, on_trial=ignore, **limits):
@@ -128,7 +133,7 @@ def test_study_trial_that_stopped_early_is_never_feasible():
 STARTS = [Point(density=d, offsets=ZERO) for d in (0.4, 0.3, 0.2, 0.15, 0.12, 0.1)]
 
 
-def begin(tried):
+def begin(tried, _running):
     return STARTS[len(tried)] if len(tried) < len(STARTS) else None
 
 
@@ -159,7 +164,7 @@ def test_study_proposals_come_first_and_are_told_what_was_tried():
     wanted = [Point(density=0.1, offsets=ZERO), Point(density=0.05, offsets={"a": 0.5, "b": -0.1})]
     told = []
 
-    def propose(tried):
+    def propose(tried, _running):
         told.append([one.score.size_bytes for one in tried])
         return wanted[len(tried)] if len(tried) < 2 else None
 
@@ -210,7 +215,7 @@ def test_study_run_tells_the_sampler_of_trials_that_run_elsewhere(monkeypatch):
         return Point(density=0.1, offsets=ZERO)
 
     monkeypatch.setattr("sweeps.study.ask", spy)
-    run(study, Listed((400, 0.9)), 2)
+    run(study, Listed((400, 0.9)), 3)
     assert told == [[Point(density=0.2, offsets=ZERO)]]
 
 
@@ -242,13 +247,13 @@ def test_study_gone_on_with_does_not_repeat_its_proposals():
     assert len(points(make_study())) == 8
 
 
-def test_study_whose_trials_all_failed_does_not_propose_the_same_again():
+def test_study_whose_trials_all_fail_stops_after_some_and_does_not_propose_the_same_again():
     asked = []
-    for _ in range(3):
-        calls = Listed(DivergedError("loss is nan"))
-        run(make_study(), calls, 1)
+    for _ in range(2):
+        calls = Listed(*[DivergedError("loss is nan")] * FAILURES)
+        run(make_study(), calls, 30)
         asked += calls.asked
-    assert len({tuple(sorted(s.items())) for s in asked}) == 3
+    assert len({tuple(sorted(s.items())) for s in asked}) == 2 * FAILURES
 
 
 def test_study_same_seed_proposes_the_same_and_other_seed_another():
@@ -298,7 +303,7 @@ def test_study_trial_without_a_score_is_failed_and_never_best(error):
         study = make_study()
     run(study, calls, 3)
     states = [trial.state for trial in trials()]
-    assert states[:3] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert TrialState.RUNNING not in states
     assert best(study) == (400, 0.9)
     assert study.done == states.count(TrialState.COMPLETE)
@@ -333,9 +338,10 @@ def test_study_on_trial_is_told_the_results_so_far():
 def test_study_timeout_starts_no_new_trial_and_finishes_the_running_one():
     calls = []
 
-    def slow(number, _):
+    def slow(number, _, record):
         calls.append(number)
         time.sleep(0.3)
+        record(score(100, 0.9))
         return score(100, 0.9)
 
     study = make_study()

@@ -84,6 +84,8 @@ class Contest:
     candidates: tuple[Candidate, ...]
     sparsities: Mapping[int, Sparsity]
     """By candidate number."""
+    session: str = ""
+    """Of the worker that confirms."""
 
     @classmethod
     def of(cls, study: SparsityStudy, objective: str) -> Contest:
@@ -95,6 +97,7 @@ class Contest:
             objective=objective,
             candidates=tuple(Candidate(one.number, one.score.size_bytes, one.score.accuracy) for one in tried),
             sparsities={one.number: study.space.at(one.point) for one in tried},
+            session=study.crew.key,
         )
 
 
@@ -158,6 +161,7 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
     sparsity = contest.sparsities[number]
     options = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
     name = f"{contest.name} confirm {number:03d} seed {seed}"
+    tags |= {tracking.SESSION: contest.session}
     with tracking.tracked_run("confirm", name, options, tags=tags) as run_id:
         with Progress(f"confirm {number}, seed {seed}") as progress:
             result, data = prune_candidate(

@@ -9,7 +9,8 @@ from sweeps import tracking
 from sweeps.progress import report
 from sweeps.stages.registering import RegisterOutcome, run_register
 from sweeps.stages.reporting import Report, run_report
-from sweeps.stages.searching import SearchRequest, run_search
+from sweeps.stages.request import SearchRequest
+from sweeps.stages.searching import run_search
 from sweeps.stages.source import AUTO, DataRequest, SourceRequest, open_source
 from sweeps.stages.training import TrainRequest, run_training
 

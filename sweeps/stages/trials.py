@@ -18,7 +18,7 @@ from sweeps import registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.scores import Score, Tried
 from sweeps.stages.source import Source
-from sweeps.study import Limits, SparsityStudy
+from sweeps.study import Limits, Record, SparsityStudy
 from sweeps.table import count, percent
 
 PACKED_FILE = f"packed/{registry.MODEL_FILE}"
@@ -43,12 +43,16 @@ class Trials:
         """Finetune epochs of a trial that runs to its end."""
         return self.config.finetune.epochs * self.config.share if self.config.finetune else 0.0
 
-    def evaluate(self, number: int, sparsity: Sparsity) -> Score:
+    def evaluate(self, number: int, sparsity: Sparsity, record: Record) -> Score:
         """Run one trial: see `study.Evaluate`."""
         sampled = time.perf_counter() - self.idle_since
         name = f"{self.study.name} trial {number:03d}"
         config = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
-        tags = {tracking.STUDY: self.study.name, tracking.TRIAL: str(number)}
+        tags = {
+            tracking.STUDY: self.study.name,
+            tracking.TRIAL: str(number),
+            tracking.SESSION: self.study.crew.key,
+        }
         looks = _Looks(self, number)
         with tracking.tracked_run("trial", name, config, tags=tags) as run_id:
             start = time.perf_counter()
@@ -67,8 +71,15 @@ class Trials:
             else:
                 score = self._finished(result, data, looks, run_id)
                 _log_seconds(result.seconds, sampled, time.perf_counter() - start)
+            record(score)
         self.idle_since = time.perf_counter()
         return score
+
+    def settle(self, number: int) -> bool:
+        """Close what a dead worker's trial left open, and say whether its run had finished: see `study.Settle`."""
+        tags = {tracking.STAGE: "trial", tracking.STUDY: self.study.name, tracking.TRIAL: str(number)}
+        tracking.close_dead(self.study.name, self.study.crew.is_dead)
+        return bool(tracking.find_runs(tags, limit=1))
 
     def _finished(self, result: PruneResult, data: bytes, looks: _Looks, run_id: str) -> Score:
         score = Score(

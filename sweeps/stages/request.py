@@ -1,0 +1,106 @@
+"""What a search is asked for: its figures, its floors, its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from netprune.errors import InputError
+from netprune.evaluation import Evaluation
+from netprune.quantise import Values
+from sweeps.proposing import SAMPLERS
+from sweeps.scores import OBJECTIVES
+from sweeps.stages.scanning import ScanRequest
+from sweeps.stages.source import Source
+from sweeps.table import percent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchRequest:
+    """What the study may spend, and what it must keep.
+
+    Raises:
+        InputError: naming the option and its range.
+    """
+
+    max_drop: tuple[float, ...] = (0.5,)
+    """Points of validation accuracy below the dense network, a floor each; not used where `accuracy_floor` is given."""
+    accuracy_floor: float | None = None
+    """Least validation accuracy, in percent."""
+    trials: int = 24
+    """Of the whole study, those of earlier sessions included."""
+    finetune_epochs: float = 1.0
+    """0 for pruning alone; part of one takes as large a part of the training images."""
+    batch_size: int = 256
+    values: str = "fp32"
+    """How the packed file stores weights: see `quantise.Values`."""
+    objective: str = OBJECTIVES[0]
+    """What is minimised: one of `scores.OBJECTIVES`."""
+    sampler: str = "gp"
+    """One of `proposing.SAMPLERS`."""
+    timeout: float | None = None
+    """Seconds after which no new trial starts."""
+    epochs: float | None = None
+    """Finetune epochs that all trials of the study together may take."""
+    confirm_epochs: float | None = None
+    """Of finetuning a candidate again; None for three times a trial's."""
+    confirm_seeds: int = 2
+    """Fresh seeds for each candidate; 0 leaves the study unconfirmed."""
+    confirm_most: int = 4
+    """Candidates after which no still smaller one is looked for, once one has been accepted."""
+    seed: int = 0
+    study_name: str = ""
+    """Empty: made from the network and the floor, so that the same command continues the same study."""
+    storage: str = ""
+    """Of the study: see `storage.open_storage`."""
+    workers: int = 1
+    """Processes on this machine; 1 for this one alone."""
+    scan: ScanRequest = field(default_factory=ScanRequest)
+
+    def __post_init__(self) -> None:
+        for drop in self.max_drop:
+            if not 0 <= drop < 100:
+                raise InputError(f"max_drop is {drop}; it is in points of accuracy, from 0 to below 100.")
+        if self.accuracy_floor is not None and not 1 < self.accuracy_floor <= 100:
+            raise InputError(f"accuracy_floor is {self.accuracy_floor}; it is in percent, such as 90, up to 100.")
+        if self.trials < 1:
+            raise InputError(f"trials is {self.trials}; a study needs at least 1.")
+        Values.parse(self.values)
+        rules = {
+            "finetune_epochs": (0 <= self.finetune_epochs < 1e6, "at least 0"),
+            "objective": (self.objective in OBJECTIVES, " or ".join(OBJECTIVES)),
+            "sampler": (self.sampler in SAMPLERS, ", ".join(SAMPLERS)),
+            "timeout": (self.timeout is None or self.timeout > 0, "in seconds, above 0"),
+            "epochs": (self.epochs is None or self.epochs > 0, "in finetune epochs, above 0"),
+            "confirm_epochs": (self.confirm_epochs is None or self.confirm_epochs >= 0, "at least 0"),
+            "confirm_seeds": (self.confirm_seeds == 0 or self.confirm_seeds >= 2, "0, or at least 2"),
+            "confirm_most": (self.confirm_most >= 1, "at least 1"),
+            "workers": (self.workers >= 1, "at least 1"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {rule}.")
+
+
+def study_name(source: Source, request: SearchRequest, floors: Sequence[float]) -> str:
+    """By what makes a study another one; the defaults of values and objective go without saying."""
+    values = "" if request.values == "fp32" else f"-{request.values.replace(':', '')}"
+    objective = "" if request.objective == OBJECTIVES[0] else f"-{request.objective.removesuffix('_bytes')}"
+    at = "-".join(f"{100 * floor:.2f}" for floor in floors)
+    return f"{source.label}-floor{at}-ft{request.finetune_epochs:g}{values}{objective}"
+
+
+def accuracy_floors(request: SearchRequest, dense: Evaluation) -> tuple[float, ...]:
+    """The least validation accuracies, each in [0, 1], the highest first.
+
+    Raises:
+        InputError: if the dense network itself does not reach one.
+    """
+    if request.accuracy_floor is None:
+        return tuple(sorted({max(0.0, dense.accuracy - drop / 100) for drop in request.max_drop}, reverse=True))
+    if request.accuracy_floor / 100 > dense.accuracy:
+        raise InputError(
+            f"the floor is {request.accuracy_floor:.2f} % and the dense network reaches {percent(dense.accuracy)} on "
+            f"validation: lower accuracy_floor, or train a better network."
+        )
+    return (request.accuracy_floor / 100,)

@@ -1,0 +1,117 @@
+"""Where a study's state lives: a file beside the store, a database, or Optuna's proxy in front of one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import warnings
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy.exc import SQLAlchemyError
+
+from netprune.errors import InputError
+from sweeps.secrets import masked
+
+JOURNAL = "optuna.journal"
+GRPC = "grpc"
+ATTEMPTS, PAUSE_SECONDS = 6, 0.5
+
+
+class KernelLock(JournalFileOpenLock):
+    """A lock that the kernel lets go of when its holder dies, which Optuna's own is for half a minute.
+
+    What a holder that was killed while it wrote left of its last line is cut off by the next one: without that nobody
+    could read the file again.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._path, self._held = path, -1
+
+    def acquire(self) -> bool:
+        """Wait for the lock, then mend the file's end."""
+        self._held = os.open(f"{self._path}.lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX)
+            _cut_torn_line(Path(self._path))
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def release(self) -> None:
+        """Let go."""
+        os.close(self._held)
+
+
+def open_storage(url: str) -> BaseStorage:
+    """The storage of that address.
+
+    Args:
+        url: empty for `optuna.journal` in the working directory; a database as SQLAlchemy writes it
+            (`postgresql+psycopg://user:password@host/name`, `sqlite:///file.db`); or `grpc://host:port`.
+
+    Raises:
+        InputError: if it cannot be opened; the message has no password.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            if not url:
+                return JournalStorage(JournalFileBackend(JOURNAL, lock_obj=KernelLock(JOURNAL)))
+            if url.startswith(f"{GRPC}://"):
+                return _proxy(url)
+            return _database(url)
+    except OSError as error:
+        raise InputError(f"the study's file {JOURNAL} cannot be used: {error.strerror}.") from None
+
+
+def _proxy(url: str) -> BaseStorage:
+    address = urlsplit(url)
+    if not address.hostname or not address.port:
+        raise InputError(f"storage is {masked(url)}; a proxy's address is grpc://host:port.")
+    storage = GrpcStorageProxy(host=address.hostname, port=address.port)
+    try:
+        storage.wait_server_ready(timeout=10)
+    except Exception as error:
+        raise InputError(f"no Optuna storage proxy answers at {masked(url)}: {masked(_first_line(error))}.") from None
+    return storage
+
+
+def _database(url: str) -> BaseStorage:
+    """Of processes that open a fresh database at once all but one fail to make its tables: they try again."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return RDBStorage(url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"storage {masked(url)} cannot be used: {masked(_first_line(error))}.") from None
+        except SQLAlchemyError as error:
+            if attempt == ATTEMPTS - 1:
+                raise InputError(f"storage {masked(url)} cannot be used: {masked(_first_line(error))}.") from None
+            time.sleep(PAUSE_SECONDS * (attempt + 1))
+    raise AssertionError("unreachable")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end == 0:
+            return
+        file.seek(end - 1)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

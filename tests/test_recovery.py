@@ -1,0 +1,218 @@
+"""Workers that die: nothing is lost but the trial they were at, nothing is counted twice, nobody waits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+from test_study import Listed, make_study, nothing, run, score, trials
+
+from sweeps import sessions
+from sweeps.proposing import parameters, whole
+from sweeps.scores import Score
+from sweeps.sessions import GRACE_SECONDS, Crew, Session, this_machine
+from sweeps.storage import JOURNAL, KernelLock, open_storage
+from sweeps.study import RETRIES, Limits, LostTrialError
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def dead(**changes):
+    """A session of this machine whose process is gone."""
+    known = {"key": "gone", "turn": 0, "machine": this_machine(), "pid": 2**22 - 3, "born": 1.0, "beat": time.time()}
+    return Session(**known | changes)
+
+
+def leave(study, session="gone", *, recorded=None):
+    """What a worker leaves that is killed in the middle of a trial."""
+    study._study.enqueue_trial(parameters(study._next(nothing)))
+    trial = study._study.ask()
+    trial.set_user_attr("session", session)
+    for name, d in whole(study.space).items():
+        trial.suggest_float(name, d.low, d.high, log=d.log)
+    if recorded is not None:
+        trial.set_user_attr("score", {**recorded, "checks": {}})
+    return trial.number
+
+
+def introduce(study, session):
+    study.crew._keep(session)
+
+
+def test_trial_of_a_dead_worker_is_given_up_and_its_point_tried_again():
+    study, settled = make_study(), []
+    introduce(study, dead())
+    lost = leave(study)
+    calls = Listed((500, 0.9))
+    with study.crew.at_work():
+        study.recover(lambda number: settled.append(number) or False)
+        run(study, calls, 1)
+    assert settled == [lost]
+    first, second = trials()
+    assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert second.params == first.params
+    assert second.user_attrs["retry_of"] == lost
+    assert study.done == 1
+
+
+def test_trial_whose_run_had_finished_is_kept_and_not_tried_again():
+    study = make_study()
+    introduce(study, dead())
+    kept = {"size_bytes": 321, "accuracy": 0.9, "run_id": "r", "stopped": "", "overruled": "", "epochs": 1.0}
+    leave(study, recorded=kept)
+    study.recover(lambda _: True)
+    assert study.done == 1
+    assert study.tried[0].score == Score(**kept)
+    assert len(trials()) == 1
+
+
+@pytest.mark.parametrize(("finished", "recorded"), [(False, True), (True, False)])
+def test_trial_that_is_not_both_recorded_and_finished_is_given_up(finished, recorded):
+    study = make_study()
+    introduce(study, dead())
+    kept = {"size_bytes": 321, "accuracy": 0.9, "run_id": "r", "stopped": "", "overruled": "", "epochs": 1.0}
+    leave(study, recorded=kept if recorded else None)
+    study.recover(lambda _: finished)
+    assert [trial.state for trial in trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_trial_of_a_live_worker_is_left_alone():
+    study = make_study()
+    with make_study().crew.at_work():  # another session of this very process
+        (key,) = study.crew.sessions
+        leave(study, key)
+        study.recover(lambda _: pytest.fail("it lives"))
+        assert [trial.state for trial in trials()] == [TrialState.RUNNING]
+        assert study.running == 1
+
+
+def test_point_whose_workers_keep_dying_is_dropped():
+    study = make_study()
+    introduce(study, dead())
+    leave(study)
+    for _ in range(RETRIES + 3):
+        study.recover(lambda _: False)
+        waiting = [trial for trial in trials() if trial.state == TrialState.WAITING]
+        if not waiting:
+            break
+        study._study.ask().set_user_attr("session", "gone")
+        taken = study._study.trials[-1]
+        for name, d in whole(study.space).items():
+            optuna.Trial(study._study, taken._trial_id).suggest_float(name, d.low, d.high, log=d.log)
+    assert [trial.state for trial in trials()] == [TrialState.FAIL] * (RETRIES + 1)
+
+
+def test_worker_taken_for_dead_that_comes_back_does_not_count_its_trial():
+    study, seen = make_study(), []
+
+    def evaluate(number, _, record):
+        other = make_study()._study
+        other.tell(number, state=TrialState.FAIL)  # another worker, after a long silence of this one
+        with pytest.raises(LostTrialError):
+            record(score(100, 0.9))
+        seen.append(number)
+        raise LostTrialError
+
+    with pytest.raises(StopIteration):
+        iterations = iter(range(1))
+        run(study, lambda *given: (next(iterations), evaluate(*given))[1], 1)
+    assert seen == [0]
+    assert study.done == 0
+
+
+def test_budget_is_the_studys_and_counts_what_runs_elsewhere():
+    study = make_study()
+    with make_study().crew.at_work():
+        (key,) = study.crew.sessions
+        leave(study, key)
+        calls = Listed(*[(500, 0.9)] * 5)
+        run(study, calls, 3)
+    assert len(calls.asked) == 2
+
+
+def test_last_trial_that_two_workers_began_is_given_back_by_the_later_one():
+    study = make_study()
+    with make_study().crew.at_work():
+        (key,) = study.crew.sessions
+        numbers = [leave(study, key), leave(study, key)]
+        assert [study._is_surplus(number, Limits(trials=1)) for number in numbers] == [False, True]
+
+
+def test_session_is_dead_when_its_process_is_gone_or_another_has_its_number():
+    mine = Session.mine(turn=0)
+    assert mine.alive
+    assert not dead().alive
+    assert not dead(pid=os.getpid(), born=psutil.Process().create_time() - 5).alive
+    assert not dead(pid=os.getpid(), born=psutil.Process().create_time(), ended=True).alive
+
+
+def test_session_of_another_machine_is_dead_after_a_long_silence():
+    assert dead(machine="elsewhere", beat=time.time() - GRACE_SECONDS / 2).alive
+    assert not dead(machine="elsewhere", beat=time.time() - GRACE_SECONDS - 1).alive
+
+
+def test_crew_leader_is_the_live_session_that_began_first():
+    kept = {}
+    first, second = (Crew(lambda: kept, kept.__setitem__) for _ in range(2))
+    first._keep(dead())
+    with first.at_work():
+        assert first.leads
+        with second.at_work():
+            assert (first.leads, second.leads) == (True, False)
+            assert first.has_others
+        assert not first.has_others
+        assert first.is_dead("gone")
+        assert not first.is_dead("nobody")
+    assert not first.leads
+
+
+def test_session_gives_signs_of_life_and_takes_its_leave(monkeypatch):
+    monkeypatch.setattr(sessions, "BEAT_SECONDS", 0.02)
+    kept, crew = {}, None
+    crew = Crew(lambda: kept, kept.__setitem__)
+    with crew.at_work():
+        (before,) = (one.beat for one in crew.sessions.values())
+        end = time.monotonic() + 5
+        while next(iter(crew.sessions.values())).beat == before and time.monotonic() < end:
+            time.sleep(0.02)
+        assert next(iter(crew.sessions.values())).beat > before
+    assert next(iter(crew.sessions.values())).ended
+
+
+def test_kernel_lock_of_a_killed_holder_is_free_at_once():
+    open_storage("")
+    script = (
+        "import sys, time; from sweeps.storage import JOURNAL, KernelLock; lock = KernelLock(JOURNAL); lock.acquire();"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    holder.stdout.close()
+    start = time.monotonic()
+    lock = KernelLock(JOURNAL)
+    lock.acquire()
+    lock.release()
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code": 4, "wor', b"\x00" * 10], ids=["half a line", "zeros"])
+def test_journal_with_a_torn_last_line_goes_on(torn):
+    study = make_study()
+    run(study, Listed((500, 0.9)), 1)
+    with open(JOURNAL, "ab") as file:
+        file.write(torn)
+    again = make_study()
+    run(again, Listed((400, 0.9)), 2)
+    assert [trial.value for trial in trials()] == [500, 400]
