@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from netprune.errors import InputError
+
+CHUNK = 2**20
 
 
 def write_whole(path: str | Path, data: bytes) -> None:
@@ -17,11 +21,27 @@ def write_whole(path: str | Path, data: bytes) -> None:
     Raises:
         InputError: if it cannot be written: no such folder, no permission, no space left.
     """
-    path = Path(path)
+    with _replacing(Path(path)) as file:
+        file.write(data)
+
+
+def copy_whole(source: str | Path, target: str | Path) -> None:
+    """Copy a file whole or not at all: a target that is there already survives a failed copy.
+
+    Raises:
+        InputError: if it cannot be read or written.
+    """
+    with _replacing(Path(target)) as file, Path(source).open("rb") as original:
+        shutil.copyfileobj(original, file, CHUNK)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place once it is on the disk."""
     scratch = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         with scratch.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)

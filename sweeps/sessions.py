@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import psutil
+from sweeps.processes import ProcessId
 
 PREFIX = "session/"
 BEAT_SECONDS = 20.0
@@ -30,11 +27,8 @@ class Session:
     """Of this session alone."""
     turn: int
     """How many sessions the study knew when this one began."""
-    machine: str
-    """Name, boot and process namespace: where a process id means something."""
-    pid: int
-    born: float
-    """When the process started, as its machine counts: process ids are used again."""
+    process: str
+    """A `ProcessId` as text."""
     beat: float
     """Time of the last sign of life, in seconds since 1970."""
     ended: bool = False
@@ -42,39 +36,15 @@ class Session:
     @classmethod
     def mine(cls, turn: int) -> Session:
         """Of this process, now."""
-        return cls(
-            key=uuid.uuid4().hex[:12],
-            turn=turn,
-            machine=this_machine(),
-            pid=os.getpid(),
-            born=_born(os.getpid()),
-            beat=time.time(),
-        )
+        return cls(key=uuid.uuid4().hex[:12], turn=turn, process=str(ProcessId.mine()), beat=time.time())
 
     @property
     def alive(self) -> bool:
         """Whether its process is at work: on this machine by looking, on another by its last sign of life."""
-        if self.ended:
+        process = ProcessId.from_text(self.process)
+        if self.ended or process.is_gone:
             return False
-        if self.machine != this_machine():
-            return time.time() - self.beat < GRACE_SECONDS
-        try:
-            return _born(self.pid) == self.born
-        except psutil.NoSuchProcess:
-            return False
-
-
-def this_machine() -> str:
-    """The same for all processes that can see one another."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):  # Linux has both
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def _born(pid: int) -> float:
-    return float(psutil.Process(pid).create_time())
+        return process.is_here or time.time() - self.beat < GRACE_SECONDS
 
 
 class Crew:

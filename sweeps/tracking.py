@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
-from matplotlib.figure import Figure
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from netprune.errors import InputError
-from netprune.files import alone, write_whole
+from netprune.files import alone
 from sweeps.experiment import EXPERIMENT
+from sweeps.processes import ProcessId
 from sweeps.secrets import masked
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError)
 STAGE, FEASIBLE, STUDY, TRIAL = "netprune.stage", "feasible", "netprune.study", "netprune.trial"
 SESSION = "netprune.session"
 """Tag: which worker's session a run belongs to."""
+PROCESS = "netprune.process/"
+"""Tag, with a key of its own: a process that has a run open; empty when it has closed it."""
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -52,26 +53,51 @@ def open_store() -> None:
                 mlflow.MlflowClient().search_experiments(max_results=1)  # makes the tables, if they are not there
             else:
                 mlflow.set_experiment(EXPERIMENT)
+        _close_abandoned()
     except STORE_ERRORS as error:
         raise InputError(store_message(error)) from None
 
 
-def _first_use() -> AbstractContextManager[None]:
-    """MLflow makes a fresh SQLite store's tables in every process that opens it, and all but one of several fail."""
+@contextmanager
+def _first_use() -> Iterator[None]:
+    """One process at a time, and a fresh SQLite store is made whole or not at all.
+
+    MLflow makes the tables in every process that opens a fresh store: of several at once all but one fail, and one that
+    is killed meanwhile leaves a store that nobody can open any more.
+    """
     uri = mlflow.get_tracking_uri()
-    path = urlsplit(uri).path
-    if not uri.startswith("sqlite:///") or ":memory:" in uri or "?" in uri:
-        return nullcontext()
-    lock = Path(path[1:] + ".lock")
-    return alone(lock) if os.access(lock.parent, os.W_OK) else nullcontext()
+    path = Path(urlsplit(uri).path[1:])
+    if not uri.startswith("sqlite:///") or ":memory:" in uri or "?" in uri or not os.access(path.parent, os.W_OK):
+        yield
+        return
+    with alone(Path(f"{path}.lock")):
+        if not path.exists():
+            scratch = path.with_name(f".{path.name}-{os.getpid()}")
+            try:
+                mlflow.MlflowClient(tracking_uri=f"sqlite:///{scratch}").search_experiments(max_results=1)
+                os.replace(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
+        yield
 
 
 def close_dead(study: str, is_dead: Callable[[str], bool]) -> None:
-    """Mark the runs that dead workers of a study left open as KILLED."""
+    """Mark the runs that dead workers of a study left open, on any machine, as KILLED."""
     for stage in ("trial", "confirm"):
         for run in find_runs({STAGE: stage, STUDY: study}, statuses=("RUNNING",)):
             if is_dead(run.tags.get(SESSION, "")):
                 mlflow.MlflowClient().set_terminated(run.run_id, "KILLED")
+
+
+def _close_abandoned() -> None:
+    """Mark the runs that processes of this machine left open as KILLED: SIGKILL and power cuts leave no time for it."""
+    runs = mlflow.search_runs(
+        search_all_experiments=True, filter_string="attributes.status = 'RUNNING'", output_format="list"
+    )
+    for run in runs:
+        openers = [text for name, text in run.data.tags.items() if name.startswith(PROCESS) and text]
+        if openers and all(ProcessId.from_text(text).is_gone for text in openers):
+            mlflow.MlflowClient().set_terminated(run.info.run_id, "KILLED")
 
 
 def still_running(run_id: str) -> None:
@@ -127,7 +153,8 @@ def tracked_run(
             yield run_id
         return
     versions = {f"version.{package}": importlib.metadata.version(package) for package in PACKAGES}
-    all_tags = {STAGE: stage, **versions, **(tags or {})}
+    opener = PROCESS + uuid.uuid4().hex[:12]
+    all_tags = {STAGE: stage, **versions, opener: str(ProcessId.mine()), **(tags or {})}
     outer = mlflow.active_run()
     try:  # from before the run opens: an interrupt just after it would leave it to MLflow, which calls it FINISHED
         run = mlflow.start_run(
@@ -142,9 +169,11 @@ def tracked_run(
         yield str(run.info.run_id)
     except BaseException as error:
         if mlflow.active_run() is not outer:
+            mlflow.set_tag(opener, "")
             mlflow.set_tag("error", masked(f"{type(error).__name__}: {error}")[:500])
             mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    mlflow.set_tag(opener, "")
     mlflow.end_run()
 
 
@@ -180,48 +209,6 @@ def log_curves(curves: Mapping[str, Mapping[int, float]]) -> None:
 def set_tags(tags: Mapping[str, str]) -> None:
     """Tag the active run."""
     mlflow.set_tags(dict(tags))
-
-
-def log_file(path: Path, folder: str | None = None) -> None:
-    """Keep a file as an artifact of the active run."""
-    mlflow.log_artifact(str(path), folder)
-
-
-def log_bytes(data: bytes, name: str) -> None:
-    """Keep bytes as the artifact `name` (with `/` for folders) of the active run."""
-    folder, _, file = name.rpartition("/")
-    with tempfile.TemporaryDirectory() as scratch:
-        write_whole(Path(scratch) / file, data)
-        log_file(Path(scratch) / file, folder or None)
-
-
-def log_json(content: Mapping[str, Any], name: str) -> None:
-    """Keep a mapping as a JSON artifact of the active run."""
-    log_bytes(json.dumps(content, indent=1).encode(), name)
-
-
-def log_figures(figures: Mapping[str, Figure], run_id: str) -> None:
-    """Keep figures, name → figure, as `figures/<name>.png` of a run, which need not be open."""
-    for name, figure in figures.items():
-        mlflow.MlflowClient().log_figure(run_id, figure, f"figures/{name}.png")
-
-
-def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
-    """Copy an artifact of a run into `folder`.
-
-    Raises:
-        InputError: if the run or the artifact is not in the store.
-    """
-    try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder)))
-    except (MlflowException, OSError):
-        raise InputError(f"run {run_id} has no artifact {name} in {masked(mlflow.get_tracking_uri())}.") from None
-
-
-def read_artifact(run_id: str, name: str) -> bytes:
-    """The bytes of an artifact. See `fetch_artifact` for what is raised."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return fetch_artifact(run_id, name, Path(scratch)).read_bytes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def test_scipy_is_imported_for_curves_and_quantiles_only():
 
 
 def test_mlflow_and_optuna_are_imported_in_their_own_rooms_only():
-    assert importers("mlflow") == {"sweeps.tracking", "sweeps.registry", "sweeps.experiment"}
+    assert importers("mlflow") == {"sweeps.tracking", "sweeps.artifacts", "sweeps.registry", "sweeps.experiment"}
     assert importers("optuna") == {"sweeps.study", "sweeps.proposing", "sweeps.storage"}
 
 

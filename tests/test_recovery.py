@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 from test_study import Listed, make_study, nothing, run, score, trials
 
 from sweeps import sessions
+from sweeps.processes import ProcessId, this_machine
 from sweeps.proposing import parameters, whole
 from sweeps.scores import Score
-from sweeps.sessions import GRACE_SECONDS, Crew, Session, this_machine
+from sweeps.sessions import GRACE_SECONDS, Crew, Session
 from sweeps.storage import JOURNAL, KernelLock, open_storage
 from sweeps.study import RETRIES, Limits, LostTrialError
 
@@ -29,8 +30,9 @@ def own_folder(tmp_path, monkeypatch):
 
 def dead(**changes):
     """A session of this machine whose process is gone."""
-    known = {"key": "gone", "turn": 0, "machine": this_machine(), "pid": 2**22 - 3, "born": 1.0, "beat": time.time()}
-    return Session(**known | changes)
+    process = {"machine": this_machine(), "pid": 2**22 - 3, "born": 1.0}
+    process |= {name: changes.pop(name) for name in list(changes) if name in process}
+    return Session(**{"key": "gone", "turn": 0, "process": str(ProcessId(**process)), "beat": time.time()} | changes)
 
 
 def leave(study, session="gone", *, recorded=None):

@@ -84,7 +84,7 @@ def test_scan_interrupted_is_killed_and_gone_on_with(source, monkeypatch):
             run_scan(source, FEW)
     (killed,) = runs()
     assert killed.info.status == "KILLED"
-    kept = ScanRecord.from_bytes(scanning.tracking.read_artifact(killed.info.run_id, scanning.RECORD))
+    kept = ScanRecord.from_bytes(scanning.artifacts.read_artifact(killed.info.run_id, scanning.RECORD))
     assert len(kept.losses) == 12  # the dense network and eleven points
     measured = []
     monkeypatch.setattr(scanning, "_Keeper", lambda *_: lambda done, total: measured.append((done, total)))

@@ -14,7 +14,7 @@ from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
 from netprune.stopping import LearningCurve
 from netprune.training import train
-from sweeps import tracking
+from sweeps import artifacts, tracking
 from sweeps.search_sparsity import closing
 from sweeps.stages import trials
 from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED
@@ -81,9 +81,9 @@ def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(source):
     assert {run.data.tags[EPOCHS] for run in confirmations} == {"2"}
     assert won.lower >= outcome.floors[0].floor
     assert won.lower < sum(won.accuracies) / 2
-    kept = json.loads(tracking.read_artifact(outcome.run_id, CONFIRMED_FILE))
+    kept = json.loads(artifacts.read_artifact(outcome.run_id, CONFIRMED_FILE))
     assert [entry["run_id"] for entry in kept.values()] == [won.run_id]
-    shipped = unpack(tracking.read_artifact(won.run_id, trials.PACKED_FILE)).model
+    shipped = unpack(artifacts.read_artifact(won.run_id, trials.PACKED_FILE)).model
     accuracy = evaluate(shipped, source.dataset.val, source.dataset).accuracy
     assert accuracy == max(won.accuracies)
     assert runs("search")[0].data.metrics["confirmed_packed_bytes"] == won.size_bytes

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from netprune.errors import InputError
-from sweeps import tracking
+from sweeps import artifacts, tracking
 from sweeps.experiment import NetpruneExperimentProvider
 
 
@@ -97,10 +97,10 @@ def test_log_curves_keeps_every_point(store):
 
 def test_json_artifact_comes_back(store):
     with tracking.tracked_run("scan", "scan", {}) as run_id:
-        tracking.log_json({"a": [1, 2]}, "folder/x.json")
-    assert json.loads(tracking.read_artifact(run_id, "folder/x.json")) == {"a": [1, 2]}
+        artifacts.log_json({"a": [1, 2]}, "folder/x.json")
+    assert json.loads(artifacts.read_artifact(run_id, "folder/x.json")) == {"a": [1, 2]}
     with pytest.raises(InputError, match="no artifact"):
-        tracking.read_artifact(run_id, "folder/y.json")
+        artifacts.read_artifact(run_id, "folder/y.json")
 
 
 def test_experiment_provider_speaks_for_this_project_only(store, monkeypatch, tmp_path):

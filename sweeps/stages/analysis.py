@@ -16,7 +16,7 @@ from netprune.masks import Sparsity, apply_masks, make_masks
 from netprune.models import prunable_weights
 from netprune.packing import pack
 from netprune.size import ModelSize, measure_size
-from sweeps import figures, tracking
+from sweeps import artifacts, figures, tracking
 from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.source import Source
 from sweeps.table import count, percent, table
@@ -60,9 +60,9 @@ def run_analysis(source: Source, allocation: str) -> Analysis:
             tracking.log_metrics({"pruned_packed_bytes": len(pack(source.model, source.header))})
             plots |= histograms(source.model, "after")
         plots["parameters_per_layer"] = figures.parameters_per_layer(before, after)
-        tracking.log_figures(plots, run_id)
+        artifacts.log_figures(plots, run_id)
         tracking.log_metrics(_metrics(before, "") | (_metrics(after, "pruned_") if after else {}))
-        tracking.log_bytes(size_table(after or before).encode(), "size.txt")
+        artifacts.log_bytes(size_table(after or before).encode(), "size.txt")
     return Analysis(run_id, before, after)
 
 

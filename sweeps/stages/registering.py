@@ -10,7 +10,7 @@ from netprune.data import Dataset
 from netprune.evaluation import evaluate
 from netprune.packing import PackedModel, pack
 from netprune.size import measure_size
-from sweeps import registry, tracking
+from sweeps import artifacts, registry, tracking
 from sweeps.stages.source import DataRequest, short_name
 from sweeps.stages.studies import FoundStudy, Winner, find_study, open_study_data
 from sweeps.stages.trials import PACKED_FILE
@@ -146,7 +146,7 @@ class _Desk:
         tags = {tracking.STUDY: self.study.name}
         with tracking.tracked_run("register", f"register {self.name}", config, tags=tags) as run_id:
             tracking.log_metrics(metrics)
-            file = tracking.read_artifact(won.run.run_id, PACKED_FILE)
+            file = artifacts.read_artifact(won.run.run_id, PACKED_FILE)
             number = registry.register_model(
                 registry.log_model(file, pruned.header, metadata={"study": self.study.name}),
                 self.name,

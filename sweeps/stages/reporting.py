@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from netprune.sensitivity import Sensitivity
 from netprune.size import measure_size
-from sweeps import figures, tracking
+from sweeps import artifacts, figures, tracking
 from sweeps.stages.analysis import histograms
 from sweeps.stages.scanning import DIGEST, SENSITIVITY
 from sweeps.stages.studies import FoundStudy, find_study
@@ -37,7 +37,7 @@ def run_report(study_name: str) -> Report:
     if not study.trials:
         study.winners()  # says what is missing
     made = _figures(study)
-    tracking.log_figures(made, study.run.run_id)
+    artifacts.log_figures(made, study.run.run_id)
     return Report(study.name, study.run.run_id, tuple(made), trials_table(study))
 
 
@@ -76,6 +76,6 @@ def _figures(study: FoundStudy) -> dict[str, Figure]:
     made["parameters_per_layer"] = figures.parameters_per_layer(measure_size(dense), after)
     scans = tracking.find_runs({tracking.STAGE: "scan", DIGEST: study.run.params["search.weights_digest"]}, limit=1)
     if scans:
-        text = tracking.read_artifact(scans[0].run_id, SENSITIVITY).decode()
+        text = artifacts.read_artifact(scans[0].run_id, SENSITIVITY).decode()
         made["sensitivity"] = figures.sensitivity_curves(Sensitivity.from_json(text))
     return made

@@ -13,7 +13,7 @@ from netprune.errors import InputError
 from netprune.saliency import find_saliency
 from netprune.scanner import ScanConfig, ScanRecord, scan
 from netprune.sensitivity import Sensitivity
-from sweeps import figures, interrupts, tracking
+from sweeps import artifacts, figures, interrupts, tracking
 from sweeps.progress import Progress, report
 from sweeps.stages.source import Source
 
@@ -81,7 +81,7 @@ def run_scan(source: Source, request: ScanRequest) -> ScanOutcome:
     }
     known = tracking.find_runs({tracking.STAGE: "scan", **key}, limit=1)
     if known:
-        text = tracking.read_artifact(known[0].run_id, SENSITIVITY).decode()
+        text = artifacts.read_artifact(known[0].run_id, SENSITIVITY).decode()
         report(f"scan of run {known[0].run_id} is of the same weights and images: reused")
         return ScanOutcome(known[0].run_id, Sensitivity.from_json(text), True)
     name = f"scan {source.label} on {Path(source.data.dataset).name}"
@@ -112,7 +112,7 @@ def _interrupted(key: Mapping[str, str]) -> tuple[str, ScanRecord]:
     """The newest unfinished scan of the same key and what it measured; an empty record if there is none."""
     for run in tracking.find_runs({tracking.STAGE: "scan", **key}, statuses=("KILLED", "FAILED", "RUNNING")):
         try:
-            data = tracking.read_artifact(run.run_id, RECORD)
+            data = artifacts.read_artifact(run.run_id, RECORD)
         except InputError:  # stopped before anything was measured
             continue
         report(f"going on with the interrupted scan of run {run.run_id}")
@@ -135,7 +135,7 @@ class _Keeper:
     def keep(self) -> None:
         if self.record.losses:
             with interrupts.deferred():
-                tracking.log_bytes(self.record.to_bytes(), RECORD)
+                artifacts.log_bytes(self.record.to_bytes(), RECORD)
 
 
 def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
@@ -154,10 +154,10 @@ def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
         }
     )
     tracking.set_tags({"netprune.compute": sensitivity.compute})
-    tracking.log_bytes(sensitivity.to_json().encode(), SENSITIVITY)
+    artifacts.log_bytes(sensitivity.to_json().encode(), SENSITIVITY)
     drawn = {"sensitivity": figures.sensitivity_curves(sensitivity)}
     if all(curve.sparsities[-1] == 1 for curve in sensitivity.curves):  # else the budget may lie past the last points
         basis = Basis(model=source.model, sensitivity=sensitivity)
         found = {rule: find_allocator(rule)(basis, SHOWN_DENSITY) for rule in SHOWN_RULES}
         drawn["allocations"] = figures.allocations(sensitivity, found, SHOWN_DENSITY)
-    tracking.log_figures(drawn, run_id)
+    artifacts.log_figures(drawn, run_id)

@@ -18,7 +18,7 @@ from netprune.quantise import Values
 from netprune.screening import Screen
 from netprune.search_space import Point
 from netprune.seeding import best_rule, propose, ranked, seed_path
-from sweeps import interrupts, registry, tracking
+from sweeps import artifacts, interrupts, registry, tracking
 from sweeps.progress import report
 from sweeps.scores import Tried
 from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, Contest, confirm, record
@@ -188,7 +188,7 @@ def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> di
         most=request.confirm_most,
     )
     winners = confirm(source, Contest.of(study, request.objective), how)
-    tracking.log_json(record(winners), CONFIRMED_FILE)
+    artifacts.log_json(record(winners), CONFIRMED_FILE)
     strictest = winners[study.floors[0]]
     if strictest is not None:
         tracking.log_metrics(
@@ -217,7 +217,7 @@ def _finetuning(source: Source, request: SearchRequest, epochs: float) -> PruneC
 
 def _log_dense(source: Source, dense: Evaluation, floors: Sequence[float]) -> None:
     packed = pack(source.model, source.header)
-    tracking.log_bytes(packed, DENSE_FILE)  # the study stays complete when the user's own file is gone
+    artifacts.log_bytes(packed, DENSE_FILE)  # the study stays complete when the user's own file is gone
     tracking.log_metrics(
         {
             "dense_val_accuracy": dense.accuracy,

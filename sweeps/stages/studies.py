@@ -10,7 +10,7 @@ from pathlib import Path
 from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.packing import PackedModel, read_packed
-from sweeps import tracking
+from sweeps import artifacts, tracking
 from sweeps.stages.confirming import CONFIRMED_FILE
 from sweeps.stages.searching import DENSE_FILE
 from sweeps.stages.source import AUTO, DataRequest, open_data
@@ -80,7 +80,7 @@ class FoundStudy:
                 f"study {self.name} is not confirmed: run `python -m sweeps.search_sparsity` again with the same "
                 f"options (and confirm_seeds of at least 2)."
             )
-        kept = json.loads(tracking.read_artifact(self.run.run_id, CONFIRMED_FILE))
+        kept = json.loads(artifacts.read_artifact(self.run.run_id, CONFIRMED_FILE))
         found = [
             Winner(floor, tracking.find_run(won["run_id"]), tuple(won["accuracies"]), won["lower"])
             for floor, won in zip(self.floors, kept.values(), strict=True)
@@ -148,4 +148,4 @@ def open_study_data(study: FoundStudy, request: DataRequest) -> tuple[Dataset, D
 
 def _fetch(run_id: str, name: str) -> PackedModel:
     with tempfile.TemporaryDirectory() as scratch:
-        return read_packed(tracking.fetch_artifact(run_id, name, Path(scratch)))
+        return read_packed(artifacts.fetch_artifact(run_id, name, Path(scratch)))

@@ -20,7 +20,7 @@ from netprune.packing import pack
 from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.training import Callbacks, EpochResult, Snapshot, train
-from sweeps import interrupts, registry, tracking
+from sweeps import artifacts, interrupts, registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.source import DataRequest, SourceRequest, header_for, open_data, short_name
 from sweeps.table import percent
@@ -142,8 +142,8 @@ class _Keeper:
             self.best, self.history = earlier.content["best"], earlier.content["history"]
             for metrics in self.history:
                 tracking.log_metrics(metrics, step=int(metrics["epoch"]))
-            tracking.fetch_artifact(earlier.run_id, f"{CHECKPOINTS}/{BEST}", scratch)
-            tracking.log_file(scratch / BEST, CHECKPOINTS)
+            artifacts.fetch_artifact(earlier.run_id, f"{CHECKPOINTS}/{BEST}", scratch)
+            artifacts.log_file(scratch / BEST, CHECKPOINTS)
 
     def __call__(self, result: EpochResult, snapshot: Callable[[], Snapshot]) -> None:
         metrics = {
@@ -184,7 +184,7 @@ class _Keeper:
 
     def _keep(self, content: Any, name: str) -> None:
         torch.save(content, self.scratch / name)
-        tracking.log_file(self.scratch / name, CHECKPOINTS)
+        artifacts.log_file(self.scratch / name, CHECKPOINTS)
 
 
 def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
@@ -198,7 +198,7 @@ def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
             )
         run = found[0].run_id
     with tempfile.TemporaryDirectory() as scratch:
-        path = tracking.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
+        path = artifacts.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
         content = torch.load(path, map_location="cpu", weights_only=True)
     differing = [name for name, value in config.items() if content["config"].get(name) != value and name != "data_dir"]
     if differing:

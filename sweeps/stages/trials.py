@@ -14,7 +14,7 @@ from netprune.pruning import PruneConfig, PruneResult, prune_candidate, pruned_c
 from netprune.size import measure_size
 from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control
 from netprune.training import Callbacks
-from sweeps import registry, tracking
+from sweeps import artifacts, registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.scores import Score, Tried
 from sweeps.stages.source import Source
@@ -175,8 +175,8 @@ class _Looks:
 
 def log_result(result: PruneResult, data: bytes) -> None:
     """Keep what a candidate came to in the active run: the file, the result, its metrics."""
-    tracking.log_bytes(data, PACKED_FILE)
-    tracking.log_json(asdict(result), "result.json")
+    artifacts.log_bytes(data, PACKED_FILE)
+    artifacts.log_json(asdict(result), "result.json")
     tracking.log_metrics(
         {
             "val_accuracy": result.val.accuracy,

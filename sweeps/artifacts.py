@@ -1,0 +1,74 @@
+"""Files that belong to runs, in MLflow's artifact store."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import mlflow
+from matplotlib.figure import Figure
+from mlflow.exceptions import MlflowException
+
+from netprune.errors import InputError
+from netprune.files import copy_whole
+from sweeps.secrets import masked
+
+
+def log_file(path: Path, folder: str | None = None) -> None:
+    """Keep a file as an artifact of the active run; one of that name survives a failed write where the store is
+    local."""
+    root = _local_artifacts()
+    if root is None:
+        mlflow.log_artifact(str(path), folder)
+        return
+    target = root / (folder or "") / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    copy_whole(path, target)
+
+
+def log_bytes(data: bytes, name: str) -> None:
+    """Keep bytes as the artifact `name` (with `/` for folders) of the active run: see `log_file`."""
+    folder, _, file = name.rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / file).write_bytes(data)
+        log_file(Path(scratch) / file, folder or None)
+
+
+def _local_artifacts() -> Path | None:
+    """The active run's folder of artifacts, if it is one of this machine: MLflow itself overwrites files in place."""
+    uri = urlsplit(mlflow.get_artifact_uri())
+    return Path(url2pathname(uri.path)) if uri.scheme in ("", "file") else None
+
+
+def log_json(content: Mapping[str, Any], name: str) -> None:
+    """Keep a mapping as a JSON artifact of the active run."""
+    log_bytes(json.dumps(content, indent=1).encode(), name)
+
+
+def log_figures(figures: Mapping[str, Figure], run_id: str) -> None:
+    """Keep figures, name → figure, as `figures/<name>.png` of a run, which need not be open."""
+    for name, figure in figures.items():
+        mlflow.MlflowClient().log_figure(run_id, figure, f"figures/{name}.png")
+
+
+def fetch_artifact(run_id: str, name: str, folder: Path) -> Path:
+    """Copy an artifact of a run into `folder`.
+
+    Raises:
+        InputError: if the run or the artifact is not in the store.
+    """
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(folder)))
+    except (MlflowException, OSError):
+        raise InputError(f"run {run_id} has no artifact {name} in {masked(mlflow.get_tracking_uri())}.") from None
+
+
+def read_artifact(run_id: str, name: str) -> bytes:
+    """The bytes of an artifact. See `fetch_artifact` for what is raised."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return fetch_artifact(run_id, name, Path(scratch)).read_bytes()
