@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from netprune.errors import InputError
-from netprune.files import write_whole
+from netprune.files import copy_whole, write_whole
 
 
 def test_write_whole_replaces_an_old_file_and_leaves_nothing_else(tmp_path):
@@ -52,3 +52,34 @@ def test_write_whole_is_readable_by_those_whom_the_umask_lets(tmp_path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.file").stat().st_mode) == 0o644
+
+
+def test_copy_whole_copies_every_byte(tmp_path):
+    (tmp_path / "a.file").write_bytes(os.urandom(3_000_000))
+    copy_whole(tmp_path / "a.file", tmp_path / "b.file")
+    assert (tmp_path / "a.file").read_bytes() == (tmp_path / "b.file").read_bytes()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here to be full")
+def test_write_whole_on_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "a.file"
+    path.write_bytes(b"old")
+    scratch = tmp_path / f".a.file-{os.getpid()}"
+    scratch.symlink_to("/dev/full")  # what is written there meets the kernel's own "no space left"
+    with pytest.raises(InputError, match="No space left on device"):
+        write_whole(path, b"new" * 100_000)
+    assert path.read_bytes() == b"old"
+
+
+def test_copy_whole_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    (tmp_path / "a.file").write_bytes(b"new")
+    (tmp_path / "b.file").write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError, match="No space left"):
+        copy_whole(tmp_path / "a.file", tmp_path / "b.file")
+    assert (tmp_path / "b.file").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.file", "b.file"]

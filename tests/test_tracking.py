@@ -1,6 +1,9 @@
 """Runs open before the work and close whatever happens."""
 
 import json
+import os
+import subprocess
+import sys
 
 import mlflow
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from netprune.errors import InputError
 from sweeps import artifacts, tracking
 from sweeps.experiment import NetpruneExperimentProvider
+from sweeps.processes import ProcessId, this_machine
 
 
 def test_tracked_run_that_ends_is_finished_with_config_and_versions(store):
@@ -111,3 +115,55 @@ def test_experiment_provider_speaks_for_this_project_only(store, monkeypatch, tm
     (tmp_path / "MLproject").write_text("name: netprune\n")
     assert provider.in_context()
     assert mlflow.get_experiment(provider.get_experiment_id()).name == "netprune"
+
+
+def test_open_store_closes_what_a_killed_process_left_open_and_nothing_else(store):
+    with tracking.tracked_run("train", "mine", {}) as mine:
+        gone = str(ProcessId(machine=this_machine(), pid=2**22 - 3, born=1.0))
+        elsewhere = str(ProcessId(machine="another", pid=1, born=1.0))
+        client = mlflow.MlflowClient()
+        experiment = mlflow.get_run(mine).info.experiment_id
+        runs = {
+            name: client.create_run(experiment, tags={tracking.PROCESS + "k": process}).info.run_id
+            for name, process in (("gone", gone), ("elsewhere", elsewhere))
+        }
+        shared = client.create_run(experiment, tags={tracking.PROCESS + "a": gone, tracking.PROCESS + "b": elsewhere})
+        tracking.open_store()
+        assert tracking.find_run(mine).status == "RUNNING"
+        assert tracking.find_run(runs["gone"]).status == "KILLED"
+        assert tracking.find_run(runs["elsewhere"]).status == "RUNNING"
+        assert tracking.find_run(shared.info.run_id).status == "RUNNING"
+
+
+def test_tracked_run_records_no_password(store):
+    with pytest.raises(ValueError, match="cannot reach"), tracking.tracked_run("train", "a run", {}) as run_id:
+        raise ValueError("cannot reach postgresql+psycopg://me:s3cret@host/db")
+    assert "s3cret" not in tracking.find_run(run_id).tags["error"]
+    assert "me:***@host" in tracking.find_run(run_id).tags["error"]
+
+
+def test_artifact_that_cannot_be_written_leaves_the_old_one(store, monkeypatch):
+    with tracking.tracked_run("train", "a run", {}) as run_id:
+        artifacts.log_bytes(b"old", "checkpoints/last.pt")
+
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(InputError, match="No space left"):
+            artifacts.log_bytes(b"new", "checkpoints/last.pt")
+        monkeypatch.undo()
+        assert artifacts.read_artifact(run_id, "checkpoints/last.pt") == b"old"
+
+
+@pytest.mark.end_to_end
+def test_open_store_that_is_fresh_by_several_processes_at_once_works(tmp_path):
+    script = "from sweeps.tracking import open_store; open_store()"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    words = [sys.executable, "-c", script]
+    started = [subprocess.Popen(words, cwd=tmp_path, env=kept, stderr=subprocess.PIPE) for _ in range(3)]
+    errors = [process.communicate(timeout=200)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * 3, errors
+    found = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}").search_experiments()
+    assert "netprune" in {experiment.name for experiment in found}
+    assert not list(tmp_path.glob(".mlflow.db-*"))

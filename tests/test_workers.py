@@ -1,0 +1,89 @@
+"""Several workers for one study, for real: nothing lost when they are killed, nothing counted twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from sweeps.workers import _environment, _without
+
+pytestmark = pytest.mark.end_to_end
+ROOT = Path(__file__).parent.parent
+
+
+def run(folder, *words):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    kept |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=kept, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--workers", "4", "--trials", "3"], ["--trials", "3"]),
+        (["--workers=4", "--study-name=a", "--seed", "1"], ["--seed", "1"]),
+        (["--study_name", "a", "--confirm_seeds", "2", "--max-drop", "1"], ["--max-drop", "1"]),
+        ([], []),
+    ],
+)
+def test_worker_command_line_is_the_commands_without_what_it_is_told_anew(words, kept):
+    assert _without(words) == kept
+
+
+def test_worker_environment_shares_cores_and_gpus_and_leaves_the_run_behind(monkeypatch):
+    monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    found = [_environment(i, 3) for i in range(3)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["3", "5", "3"]
+    assert {one["OMP_NUM_THREADS"] for one in found} == {"2"}
+    assert not any("MLFLOW_RUN_ID" in one for one in found)
+
+
+def test_search_with_two_workers_shares_the_budget_and_confirms_once(tmp_path):
+    trained = run(
+        tmp_path, "sweeps.train", "--dataset", "digits", "--width", "2", "--epochs", "2", "--batch-size", "64"
+    )
+    assert trained.returncode == 0, trained.stderr
+    options = ["--max-drop", "60", "--trials", "5", "--batch-size", "64", "--study-name", "two", "--sampler", "random"]
+    options += ["--confirm-epochs", "1", "--sparsities", "0.5,0.9,1", "--precision", "fp32"]
+    done = run(tmp_path, "sweeps.search_sparsity", *options, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(everywhere)
+    by_stage = {}
+    for one in runs:
+        by_stage.setdefault(one.data.tags.get("netprune.stage"), []).append(one)
+    assert {one.info.status for one in runs} == {"FINISHED"}
+    (study,) = by_stage["search"]
+    assert len(by_stage["trial"]) == 5
+    assert len({one.data.tags["netprune.session"] for one in by_stage["trial"]}) == 2
+    assert {one.data.tags["mlflow.parentRunId"] for one in by_stage["trial"]} == {study.info.run_id}
+    numbers = [one.data.tags["netprune.trial"] for one in by_stage["trial"]]
+    assert len(set(numbers)) == 5
+    assert len({one.data.tags["netprune.seed"] for one in by_stage["confirm"]}) == 2
+
+
+def test_faults_benchmark_quick_loses_and_doubles_nothing(tmp_path):
+    figures = tmp_path / "out.json"
+    done = run(
+        tmp_path, "benchmarks.faults", "--kills", "6", "--trials", "16", "--workers", "2", "--json", str(figures)
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert found["killed"] == 6
+    assert found["figure"] == 0
+    results = found["results"]
+    assert results["complete in Optuna"] == results["finished in MLflow"] == 16
+    assert results["with other values"] == results["runs left RUNNING"] == results["trials left RUNNING"] == 0
+    assert results["studies' runs"] == 1
+    assert results["study's run"] == "FINISHED"
+    assert results["best is the best"]
