@@ -73,10 +73,10 @@ class Crew:
         """Whether others are alive."""
         return any(session.alive for key, session in self.sessions.items() if key != self.key)
 
-    def is_dead(self, key: str) -> bool:
-        """Whether that session is known, and its process gone or its work ended."""
-        found = self.sessions.get(key)
-        return found is not None and not found.alive
+    @property
+    def dead(self) -> set[str]:
+        """Keys of sessions whose process is gone or whose work has ended."""
+        return {key for key, session in self.sessions.items() if not session.alive}
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

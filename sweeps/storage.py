@@ -77,9 +77,11 @@ def _proxy(url: str) -> BaseStorage:
     address = urlsplit(url)
     if not address.hostname or not address.port:
         raise InputError(f"storage is {masked(url)}; a proxy's address is grpc://host:port.")
-    storage = GrpcStorageProxy(host=address.hostname, port=address.port)
     try:
+        storage = GrpcStorageProxy(host=address.hostname, port=address.port)
         storage.wait_server_ready(timeout=10)
+    except ImportError:
+        raise InputError("Optuna's proxy needs grpcio: pip install 'netprune[cluster]'.") from None
     except Exception as error:
         raise InputError(f"no Optuna storage proxy answers at {masked(url)}: {masked(_first_line(error))}.") from None
     return storage
@@ -90,6 +92,11 @@ def _database(url: str) -> BaseStorage:
     for attempt in range(ATTEMPTS):
         try:
             return RDBStorage(url)
+        except RuntimeError:  # a version of tables that Optuna does not know
+            raise InputError(
+                f"storage {masked(url)} has another program's tables, or another Optuna's: give the study a database "
+                f"of its own (MLflow's cannot be shared)."
+            ) from None
         except (ImportError, ValueError) as error:
             raise InputError(f"storage {masked(url)} cannot be used: {masked(_first_line(error))}.") from None
         except SQLAlchemyError as error:

@@ -147,8 +147,8 @@ class SparsityStudy:
     @property
     def running(self) -> int:
         """How many trials live workers are at."""
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return sum(not self.crew.is_dead(trial.user_attrs.get("session", "")) for trial in trials)
+        trials, dead = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), self.crew.dead
+        return sum(trial.user_attrs.get("session", "") not in dead for trial in trials)
 
     def feasible(self, floor: float) -> list[Tried]:
         """Trials that meet a floor, the smallest first, the more accurate one of equals first."""
@@ -203,11 +203,11 @@ class SparsityStudy:
 
     def recover(self, settle: Settle) -> None:
         """Give up the trials of workers that died, and queue their points again; keep those that had finished."""
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        running, gone = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), self.crew.dead
+        for trial in running:
             owner = trial.user_attrs.get("session")
             begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            dead = time.time() - begun > GRACE_SECONDS if owner is None else self.crew.is_dead(owner)
-            if not dead or owner == self.crew.key:
+            if owner == self.crew.key or not (time.time() - begun > GRACE_SECONDS if owner is None else owner in gone):
                 continue
             finished, score = settle(trial.number), trial.user_attrs.get("score")
             try:
@@ -257,11 +257,14 @@ class SparsityStudy:
     def _is_surplus(self, number: int, limits: Limits) -> bool:
         """Whether as many trials as are due have a result or began before this one."""
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-        counted = [t for t in trials if t.state == TrialState.COMPLETE or t.number < number]
-        dead = [
-            t for t in counted if t.state == TrialState.RUNNING and self.crew.is_dead(t.user_attrs.get("session", ""))
+        dead = self.crew.dead
+        counted = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.COMPLETE
+            or (trial.number < number and trial.user_attrs.get("session", "") not in dead)
         ]
-        return len(counted) - len(dead) >= limits.trials
+        return len(counted) >= limits.trials
 
     def _next(self, propose: Propose) -> Point:
         trials, wanted = self._study.get_trials(deepcopy=False), whole(self.space).keys()

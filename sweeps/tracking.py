@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +81,11 @@ def _first_use() -> Iterator[None]:
         yield
 
 
-def close_dead(study: str, is_dead: Callable[[str], bool]) -> None:
-    """Mark the runs that dead workers of a study left open, on any machine, as KILLED."""
+def close_dead(study: str, dead: Collection[str]) -> None:
+    """Mark the runs that dead workers' sessions of a study left open, on any machine, as KILLED."""
     for stage in ("trial", "confirm"):
         for run in find_runs({STAGE: stage, STUDY: study}, statuses=("RUNNING",)):
-            if is_dead(run.tags.get(SESSION, "")):
+            if run.tags.get(SESSION) in dead:
                 mlflow.MlflowClient().set_terminated(run.run_id, "KILLED")
 
 

@@ -173,8 +173,8 @@ def test_crew_leader_is_the_live_session_that_began_first():
             assert (first.leads, second.leads) == (True, False)
             assert first.has_others
         assert not first.has_others
-        assert first.is_dead("gone")
-        assert not first.is_dead("nobody")
+        assert "gone" in first.dead
+        assert first.key not in first.dead
     assert not first.leads
 
 

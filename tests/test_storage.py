@@ -36,6 +36,11 @@ def test_open_storage_of_a_fresh_database_by_several_processes_at_once_works():
     assert [process.returncode for process in started] == [0] * 4, errors
 
 
+def test_open_storage_that_is_mlflows_says_that_it_cannot_be_shared(fresh_database):
+    with pytest.raises(InputError, match="a database of its own"):
+        open_storage(f"sqlite:///{fresh_database}")
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -25,8 +25,10 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def make_study(*floors, name="study", seed=0, sampler="tpe", constants=CONSTANTS):
-    study = SparsityStudy(name, LAYERS, floors or (0.8,), sampler=sampler, seed=seed, constants=constants)
+def make_study(*floors, name="study", seed=0, sampler="tpe", storage="", constants=CONSTANTS):
+    study = SparsityStudy(
+        name, LAYERS, floors or (0.8,), sampler=sampler, seed=seed, storage=storage, constants=constants
+    )
     if not study.path:
         study.path = PATH
     return study

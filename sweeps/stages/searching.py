@@ -108,7 +108,7 @@ def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense
         study.run_id = run_id
         if known is None:
             _log_dense(source, dense, study.floors)
-        tracking.close_dead(study.name, study.crew.is_dead)
+        tracking.close_dead(study.name, study.crew.dead)
         if study.done < request.trials:
             _try(source, study, request)
         winners = _confirm(source, study, request) if _is_to_confirm(study, request) else {}

@@ -78,7 +78,7 @@ class Trials:
     def settle(self, number: int) -> bool:
         """Close what a dead worker's trial left open, and say whether its run had finished: see `study.Settle`."""
         tags = {tracking.STAGE: "trial", tracking.STUDY: self.study.name, tracking.TRIAL: str(number)}
-        tracking.close_dead(self.study.name, self.study.crew.is_dead)
+        tracking.close_dead(self.study.name, self.study.crew.dead)
         return bool(tracking.find_runs(tags, limit=1))
 
     def _finished(self, result: PruneResult, data: bytes, looks: _Looks, run_id: str) -> Score:

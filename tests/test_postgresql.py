@@ -1,0 +1,91 @@
+"""A study in PostgreSQL, directly and through Optuna's proxy, with MLflow's runs in a database beside it."""
+
+import subprocess
+import sys
+
+import mlflow
+import optuna
+import pytest
+from test_study import Listed, make_study, run, score
+
+from benchmarks import postgresql
+from benchmarks.faults import SCAN, tiny_source
+from sweeps import tracking
+from sweeps.sessions import GRACE_SECONDS
+from sweeps.stages.request import SearchRequest
+from sweeps.stages.searching import run_search
+from sweeps.storage import open_storage
+
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(postgresql.missing() is not None, reason=str(postgresql.missing())),
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with postgresql.server() as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_study_in_postgresql_goes_on_and_is_recovered_as_in_a_file(server):
+    first = make_study(name="goes on", storage=f"{server}study")
+    with first.crew.at_work():
+        run(first, Listed((500, 0.9), (400, 0.9)), 2)
+    second = make_study(name="goes on", storage=f"{server}study")
+    assert second.best(0.8).score == score(400, 0.9, 1)
+    second._study.enqueue_trial(dict.fromkeys(("density",), 0.1))
+    lost = second._study.ask()
+    lost.set_user_attr("session", next(iter(second.crew.sessions)))  # whose work has ended
+    second.recover(lambda _: False)
+    assert [trial.state.name for trial in second._study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+
+
+def test_study_through_the_proxy_is_the_same_study(server):
+    run(make_study(name="proxied", storage=f"{server}study"), Listed((500, 0.9)), 1)
+    port = postgresql._free_port()
+    script = (
+        "import optuna; from sweeps.storage import open_storage\n"
+        f"optuna.storages.run_grpc_proxy_server(open_storage({server + 'study'!r}), host='127.0.0.1', port={port})"
+    )
+    proxy = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    try:
+        study = make_study(name="proxied", storage=f"grpc://127.0.0.1:{port}")
+        with study.crew.at_work():
+            run(study, Listed((400, 0.9)), 2)
+        assert study.done == 2
+    finally:
+        proxy.kill()
+        proxy.wait()
+    assert make_study(name="proxied", storage=f"{server}study").done == 2
+    assert GRACE_SECONDS > 60
+
+
+def test_search_with_runs_and_study_in_postgresql(server, monkeypatch):
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"{server}mlflow")
+    try:
+        tracking.open_store()
+        request = SearchRequest(
+            max_drop=(50.0,),
+            trials=3,
+            finetune_epochs=0,
+            sampler="random",
+            confirm_seeds=0,
+            study_name="both",
+            storage=f"{server}study",
+            scan=SCAN,
+        )
+        outcome = run_search(tiny_source(), request)
+        found = tracking.find_runs({tracking.STUDY: "both", tracking.STAGE: "trial"})
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert outcome.done == len(found) == 3
+    study = optuna.load_study(study_name="both", storage=open_storage(f"{server}study"))
+    assert {str(trial.number) for trial in study.trials} == {one.tags[tracking.TRIAL] for one in found}
+    assert not any(server.split("@")[1] in value for one in found for value in one.params.values())
