@@ -104,10 +104,8 @@ class SparsityStudy:
             self._study.set_user_attr("constants", dict(constants))
         elif known != dict(constants):
             name = next(n for n in {**known, **constants} if known.get(n) != constants.get(n))
-            raise InputError(
-                f"study {self.name} was made with {name}={known.get(name)}, not {constants.get(name)}: "
-                f"take another study_name."
-            )
+            was, now = (f"{v:g}" if isinstance(v, float) else v for v in (known.get(name), constants.get(name)))
+            raise InputError(f"study {self.name} was made with {name}={was}, not {now}: take another study_name.")
 
     @property
     def run_id(self) -> str | None:

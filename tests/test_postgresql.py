@@ -1,5 +1,6 @@
 """A study in PostgreSQL, directly and through Optuna's proxy, with MLflow's runs in a database beside it."""
 
+import os
 import subprocess
 import sys
 
@@ -68,6 +69,8 @@ def test_study_through_the_proxy_is_the_same_study(server):
 
 def test_search_with_runs_and_study_in_postgresql(server, monkeypatch):
     before = mlflow.get_tracking_uri()
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)  # another test's experiment among them
     mlflow.set_tracking_uri(f"{server}mlflow")
     try:
         tracking.open_store()
