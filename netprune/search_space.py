@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from netprune.allocation import proportional
 from netprune.masks import Sparsity
+from netprune.proportions import proportional
 
 REACH = 1.5
 """How far a layer's log density may depart from the path: a factor of 4.5 either way."""

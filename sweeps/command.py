@@ -16,6 +16,7 @@ from sweeps import interrupts
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
 from sweeps.secrets import masked
+from sweeps.storage import STORAGE_ERRORS
 from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -63,6 +64,8 @@ def command(function: Callable[..., None]) -> click.Command:
                 function(**options)
         except InputError as error:
             _fail(masked(str(error)))
+        except STORAGE_ERRORS as error:
+            _fail(f"the study's storage answered: {masked(str(error).strip().splitlines()[0])}")
         except STORE_ERRORS as error:
             _fail(store_message(error))
         except KeyboardInterrupt:

@@ -99,7 +99,8 @@ class Crew:
             over.set()
             thread.join()
             self.key = ""
-            self._keep(replace(session, beat=time.time(), ended=True))
+            with suppress(Exception):  # what went wrong before is the news; the others see that the process is gone
+                self._keep(replace(session, beat=time.time(), ended=True))
 
     def _keep(self, session: Session) -> None:
         self._write(PREFIX + session.key, {name: v for name, v in asdict(session).items() if name != "key"})

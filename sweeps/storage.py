@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,6 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from netprune.errors import InputError
 from sweeps.secrets import masked
 
+STORAGE_ERRORS = (StorageInternalError,)
+"""What a storage raises that goes away while a study runs."""
 JOURNAL = "optuna.journal"
 GRPC = "grpc"
 ATTEMPTS, PAUSE_SECONDS = 6, 0.5
@@ -36,13 +38,15 @@ class KernelLock(JournalFileOpenLock):
 
     def acquire(self) -> bool:
         """Wait for the lock, then mend the file's end."""
-        self._held = os.open(f"{self._path}.lock", os.O_CREAT | os.O_RDWR, 0o644)
+        # another thread may hold the lock by a descriptor of its own: `_held` is the holder's
+        wanted = os.open(f"{self._path}.lock", os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX)
+            fcntl.flock(wanted, fcntl.LOCK_EX)
             _cut_torn_line(Path(self._path))
         except BaseException:
-            self.release()
+            os.close(wanted)
             raise
+        self._held = wanted
         return True
 
     def release(self) -> None:

@@ -145,8 +145,26 @@ class SparsityStudy:
     @property
     def running(self) -> int:
         """How many trials live workers are at."""
-        trials, dead = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), self.crew.dead
-        return sum(trial.user_attrs.get("session", "") not in dead for trial in trials)
+        return len(self._running()) - len(self._abandoned())
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether a worker died at a trial that nobody has given up yet."""
+        return bool(self._abandoned())
+
+    def _running(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    def _abandoned(self) -> list[FrozenTrial]:
+        """Those of dead workers; one that nobody has put a session to is given the time that a silence may last."""
+        dead, now = self.crew.dead, time.time()
+
+        def is_abandoned(trial: FrozenTrial) -> bool:
+            if "session" in trial.user_attrs:
+                return trial.user_attrs["session"] in dead
+            return trial.datetime_start is not None and now - trial.datetime_start.timestamp() > GRACE_SECONDS
+
+        return [trial for trial in self._running() if is_abandoned(trial)]
 
     def feasible(self, floor: float) -> list[Tried]:
         """Trials that meet a floor, the smallest first, the more accurate one of equals first."""
@@ -177,8 +195,8 @@ class SparsityStudy:
             settle: see `Settle`.
         """
         start, failures = time.monotonic(), 0
+        self.recover(settle)
         while failures < FAILURES and self._may_start(limits, time.monotonic() - start):
-            self.recover(settle)
             if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 self._study.enqueue_trial(parameters(self._next(propose)))
             trial = self._study.ask()
@@ -192,6 +210,7 @@ class SparsityStudy:
                 on_trial(self.done + 1, score)
                 self._study.tell(trial, score.size_bytes)
                 failures = 0
+                self.recover(settle)
             except (DivergedError, LostTrialError):
                 failures += 1
                 self._give_up(trial.number)
@@ -201,12 +220,7 @@ class SparsityStudy:
 
     def recover(self, settle: Settle) -> None:
         """Give up the trials of workers that died, and queue their points again; keep those that had finished."""
-        running, gone = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)), self.crew.dead
-        for trial in running:
-            owner = trial.user_attrs.get("session")
-            begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-            if owner == self.crew.key or not (time.time() - begun > GRACE_SECONDS if owner is None else owner in gone):
-                continue
+        for trial in self._abandoned():
             finished, score = settle(trial.number), trial.user_attrs.get("score")
             try:
                 if finished and score:
@@ -254,15 +268,9 @@ class SparsityStudy:
 
     def _is_surplus(self, number: int, limits: Limits) -> bool:
         """Whether as many trials as are due have a result or began before this one."""
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
-        dead = self.crew.dead
-        counted = [
-            trial
-            for trial in trials
-            if trial.state == TrialState.COMPLETE
-            or (trial.number < number and trial.user_attrs.get("session", "") not in dead)
-        ]
-        return len(counted) >= limits.trials
+        abandoned = {trial.number for trial in self._abandoned()}
+        earlier = [t for t in self._running() if t.number < number and t.number not in abandoned]
+        return self.done + len(earlier) >= limits.trials
 
     def _next(self, propose: Propose) -> Point:
         trials, wanted = self._study.get_trials(deepcopy=False), whole(self.space).keys()

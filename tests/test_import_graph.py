@@ -16,14 +16,14 @@ LAYERS = (
     {"entropy", "container", "files"},
     {"models", "image_folder", "saliency", "words", "recipes"},
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
-    {"streaming", "tensors"},
+    {"streaming", "tensors", "proportions"},
     {"loader", "packing"},
     {"evaluation", "gradients", "precision", "recalibration"},
-    {"training", "sensitivity", "onnx", "screening", "confidence", "stopping"},
+    {"training", "sensitivity", "onnx", "screening", "confidence", "stopping", "search_space"},
     {"curves", "grid", "confirmation"},
     {"knapsack"},
     {"allocation"},
-    {"scanner", "budget", "pruning", "pyfunc", "search_space"},
+    {"scanner", "budget", "pruning", "pyfunc"},
     {"seeding"},
 )
 RANK = {f"netprune.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer} | {"netprune": len(LAYERS)}

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import optuna
@@ -218,3 +219,44 @@ def test_journal_with_a_torn_last_line_goes_on(torn):
     again = make_study()
     run(again, Listed((400, 0.9)), 2)
     assert [trial.value for trial in trials()] == [500, 400]
+
+
+def test_trial_whose_worker_died_before_it_said_who_it_was_is_given_up_after_a_silence(monkeypatch):
+    study = make_study()
+    study._study.enqueue_trial(parameters(study._next(nothing)))
+    study._study.ask()  # and the worker is gone
+    assert (study.running, study.has_abandoned) == (1, False)
+    monkeypatch.setattr("sweeps.study.GRACE_SECONDS", -1.0)
+    assert (study.running, study.has_abandoned) == (0, True)
+    run(study, Listed((500, 0.9)), 1)
+    assert [trial.state for trial in trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_abandoned_trial_of_a_study_that_has_its_trials_is_closed_all_the_same():
+    study = make_study()
+    run(study, Listed((500, 0.9)), 1)
+    introduce(study, dead())
+    leave(study)
+    assert study.has_abandoned
+    run(study, Listed(), 1)
+    assert TrialState.RUNNING not in {trial.state for trial in trials()}
+
+
+def test_kernel_lock_waited_for_by_a_second_thread_is_released_by_the_first():
+    open_storage("")
+    lock, order = KernelLock(JOURNAL), []
+
+    def second():
+        lock.acquire()
+        order.append("second")
+        lock.release()
+
+    lock.acquire()
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    time.sleep(0.2)
+    order.append("first")
+    lock.release()
+    waiting.join(timeout=10)
+    assert order == ["first", "second"]
+    assert not waiting.is_alive()

@@ -53,7 +53,7 @@ def test_search_has_a_run_for_the_study_and_one_for_each_trial_and_confirmation(
     assert outcome.done == len(runs("trial")) == 5
     nested = {run.data.tags["mlflow.parentRunId"] for run in [*runs("trial"), *runs("confirm")]}
     assert nested == {study.info.run_id}
-    assert study.data.params["search.max_drop"] == "(50.0,)"
+    assert study.data.params["search.max_drop"] == "50"
     assert study.data.tags["seed_rule"] in ("kept_norm", "lamp", "erk", "global_magnitude", "knapsack")
     for run in runs("trial"):
         assert run.data.metrics["finetune_epochs"] == 1
@@ -78,6 +78,12 @@ def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(source):
     won = outcome.floors[0].confirmed
     confirmations = [run for run in runs("confirm") if run.data.tags[tracking.TRIAL] == str(won.trial)]
     assert {run.data.tags[SEED] for run in confirmations} == {str(FRESH), str(FRESH + 1)}
+    results = [json.loads(artifacts.read_artifact(run.info.run_id, "result.json")) for run in confirmations]
+    assert sorted(result["seed"] for result in results) == [FRESH, FRESH + 1]  # and not the tag alone
+    digests = {
+        weights_digest(unpack(artifacts.read_artifact(r.info.run_id, trials.PACKED_FILE)).model) for r in confirmations
+    }
+    assert len(digests) == 2
     assert {run.data.tags[EPOCHS] for run in confirmations} == {"2"}
     assert won.lower >= outcome.floors[0].floor
     assert won.lower < sum(won.accuracies) / 2
@@ -170,6 +176,15 @@ def test_search_trial_that_cannot_reach_the_floor_stops_and_says_why(source, hop
     assert runs("confirm") == []
     with pytest.raises(InputError, match="with 95 % confidence"):
         run_register("small", "", DATA)
+
+
+def test_search_stopped_trial_has_the_size_of_a_file_with_the_studys_values(source, hopeless_below):
+    hopeless_below(control=False)
+    sizes = {}
+    for values in ("fp32", "codebook:2"):
+        run_search(source, replace(REQUEST, trials=1, values=values, study_name=values.replace(":", "")))
+        sizes[values] = runs("trial")[-1].data.metrics["packed_bytes"]
+    assert sizes["codebook:2"] < 0.9 * sizes["fp32"]
 
 
 def test_search_control_is_noted_and_runs_to_its_end(source, hopeless_below):

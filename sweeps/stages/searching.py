@@ -100,6 +100,7 @@ def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense
     """One session: whoever leads makes the run, the seeds and the confirmations; trials are everybody's."""
     own = ("scan", "storage", "workers")  # an address may hold a password
     options = {k: v for k, v in asdict(request).items() if k not in own} | request.scan.record()
+    options["max_drop"] = ",".join(f"{drop:g}" for drop in request.max_drop)
     config = {**source.record(), **options, "study_name": study.name, "accuracy_floor": _join(study.floors)}
     _wait(lambda: study.run_id is not None or study.crew.leads)
     known = study.run_id
@@ -109,7 +110,7 @@ def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense
         if known is None:
             _log_dense(source, dense, study.floors)
         tracking.close_dead(study.name, study.crew.dead)
-        if study.done < request.trials:
+        if study.done < request.trials or study.has_abandoned:
             _try(source, study, request)
         winners = _confirm(source, study, request) if _is_to_confirm(study, request) else {}
         outcome = SearchOutcome(

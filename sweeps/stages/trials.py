@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
 
-from netprune.budget import packed_bytes
 from netprune.evaluation import Evaluation
 from netprune.masks import Sparsity
+from netprune.packing import pack
 from netprune.pruning import PruneConfig, PruneResult, prune_candidate, pruned_copy
+from netprune.quantise import quantise
 from netprune.size import measure_size
 from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control
 from netprune.training import Callbacks
 from sweeps import artifacts, registry, tracking
 from sweeps.progress import Progress, duration, report
-from sweeps.scores import Score, Tried
+from sweeps.scores import Score
 from sweeps.stages.source import Source
 from sweeps.study import Limits, Record, SparsityStudy
 from sweeps.table import count, percent
@@ -36,7 +36,12 @@ class Trials:
     def __init__(self, source: Source, study: SparsityStudy, config: PruneConfig, objective: str, seed: int) -> None:
         self.source, self.study, self.config, self.objective, self.seed = source, study, config, objective, seed
         self.start, self.results, self.idle_since = time.monotonic(), 0, time.perf_counter()
-        self.curves = [_curve(tried) for tried in study.tried if not tried.score.stopped]
+
+    @property
+    def curves(self) -> list[LearningCurve]:
+        """Of the study's trials that ran to their end, other workers' too."""
+        ended = [tried.score for tried in self.study.tried if not tried.score.stopped]
+        return [LearningCurve(checks=score.checks, final=score.accuracy) for score in ended]
 
     @property
     def epochs_a_trial(self) -> float:
@@ -90,18 +95,16 @@ class Trials:
             overruled=looks.verdict,
             epochs=self.epochs_a_trial,
         )
-        self.curves.append(LearningCurve(checks=looks.checks, final=score.accuracy))
         log_result(result, data)
         self._log(score)
         return score
 
     def _stopped(self, sparsity: Sparsity, looks: _Looks, reason: str, run_id: str) -> Score:
-        """The file's size is that of the masks: finetuned values take about as many bytes."""
-        if self.objective == "packed_bytes":
-            size = packed_bytes(self.source.model, self.source.header, sparsity)
-        else:
-            pruned = pruned_copy(self.source.model, self.source.dataset, sparsity, self.config.saliency).model
-            size = measure_size(pruned).nonzero_bytes
+        """The size is that of the network before its finetuning: trained values take about as many bytes."""
+        pruned = pruned_copy(self.source.model, self.source.dataset, sparsity, self.config.saliency).model
+        quantise(pruned, self.config.values)
+        packed = self.objective == "packed_bytes"
+        size = len(pack(pruned, self.source.header)) if packed else measure_size(pruned).nonzero_bytes
         score = Score(
             size_bytes=size,
             accuracy=looks.bound,
@@ -131,7 +134,7 @@ class Trials:
             tags["control"] = score.overruled
         tracking.set_tags(tags)
 
-    def reporter(self, limits: Limits) -> Any:
+    def reporter(self, limits: Limits) -> Callable[[int, Score], None]:
         """What is told after each trial: see `SparsityStudy.run`."""
 
         def told(done: int, score: Score) -> None:
@@ -144,7 +147,7 @@ class Trials:
             if best is not None:
                 size = {f"best_{self.objective}": best.size_bytes}
                 tracking.log_metrics({**size, "best_val_accuracy": best.accuracy}, step=done)
-            left = (time.monotonic() - self.start) / self.results * (limits.trials - done)
+            left = (time.monotonic() - self.start) / self.results * self._trials_left(limits, done, score)
             if limits.timeout is not None:
                 left = min(left, max(0.0, limits.timeout - (time.monotonic() - self.start)))
             report(
@@ -154,6 +157,14 @@ class Trials:
 
         return told
 
+    def _trials_left(self, limits: Limits, done: int, last: Score) -> float:
+        """As the number of trials and the epochs of the trials so far let one expect."""
+        by_number = float(limits.trials - done)
+        spent = last.epochs + sum(tried.score.epochs for tried in self.study.tried)
+        if limits.epochs is None or not spent:
+            return by_number
+        return min(by_number, max(0.0, limits.epochs - spent) / (spent / done))
+
 
 class _Looks:
     """What a trial shows on the way, and the verdict on it."""
@@ -162,10 +173,11 @@ class _Looks:
         self.trials, self.number = trials, number
         self.checks: dict[float, float] = {}
         self.verdict, self.bound = "", 0.0
+        self.curves = trials.curves  # as they are when the trial begins: a look must not wait for the storage
 
     def __call__(self, share: float, evaluation: Evaluation) -> None:
         self.checks[share] = evaluation.accuracy
-        found = hopeless(share, evaluation.accuracy, self.trials.curves, self.trials.study.floors[-1])
+        found = hopeless(share, evaluation.accuracy, self.curves, self.trials.study.floors[-1])
         if found is None or self.verdict:
             return
         self.verdict, self.bound = found.reason, found.bound
@@ -197,10 +209,6 @@ def _log_seconds(seconds: Mapping[str, float], sampled: float, whole: float) -> 
     spent = {**seconds, "sample": sampled, "track": whole - sum(seconds.values())}
     passes = sum(seconds.get(stage, 0.0) for stage in PASSES) / (whole + sampled)
     tracking.log_metrics({**{f"seconds/{stage}": value for stage, value in spent.items()}, "passes_share": passes})
-
-
-def _curve(tried: Tried) -> LearningCurve:
-    return LearningCurve(checks=tried.score.checks, final=tried.score.accuracy)
 
 
 def _outcome(score: Score, floor: float) -> str:
