@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class DivergedError(InputError):
     """A training whose loss is no longer a number."""
+
+
+class ElsewhereError(InputError):
+    """What ended another process of the same training, and this one with it."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netprune.data import Dataset, Split
+from netprune.shares import ALONE, Place
 
 
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:
@@ -19,7 +20,13 @@ def normalise(images: Tensor, dataset: Dataset) -> Tensor:
 
 
 def train_batches(
-    dataset: Dataset, batch_size: int, generator: torch.Generator, *, padding: int = 4, flips: Tensor | None = None
+    dataset: Dataset,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    padding: int = 4,
+    flips: Tensor | None = None,
+    place: Place = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch over the training split in random order, each image cropped and maybe flipped in its own way.
 
@@ -33,6 +40,7 @@ def train_batches(
         padding: pixels, by reflection, on each side before the crop; less than the images' size.
         flips: bool `(N,)`, which images are mirrored; by default each with probability one half. Heeded only where the
             data set may be mirrored.
+        place: of several processes each gets its share of every batch; all have to pass generators of equal state.
 
     Yields:
         float32 images `(B, 3, H, W)`, normalised, and int64 labels `(B,)`.
@@ -42,20 +50,24 @@ def train_batches(
     if flips is None:
         flips = torch.rand(count, generator=generator) < 0.5
     flips = flips if dataset.flip else torch.zeros(count, dtype=torch.bool)
-    batches = torch.split(order, batch_size)[: steps_per_epoch(count, batch_size)]
     if split.streamed:
         from netprune.streaming import streamed_batches  # torchvision takes seconds to import
 
-        yield from streamed_batches(dataset, batches, flips, padding, generator)
+        yield from streamed_batches(dataset, _shares(order, batch_size, place), flips, padding, place.own(generator))
         return
     # drawn for the whole epoch, so that a GPU is not waited for in every step
     device = split.images.device
     offsets = torch.randint(0, 2 * padding + 1, (2, count), generator=generator).to(device)
     flips, order = flips.to(device), order.to(device)
-    for index in torch.split(order, batch_size)[: len(batches)]:
+    for index in _shares(order, batch_size, place):
         images = crop(split.images[index], padding, *offsets[:, index])
         images = torch.where(flips[index][:, None, None, None], images.flip(3), images)
         yield normalise(images, dataset), split.labels[index]
+
+
+def _shares(order: Tensor, batch_size: int, place: Place) -> list[Tensor]:
+    steps = steps_per_epoch(len(order), batch_size)
+    return [place.share(batch) for batch in torch.split(order, batch_size)[:steps]]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -68,6 +80,16 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     """
     whole, rest = divmod(count, batch_size)
     return whole + (rest > 1)
+
+
+def batch_sizes(count: int, batch_size: int) -> list[int]:
+    """Images in each batch of one epoch over `count` images, in all processes together.
+
+    >>> batch_sizes(12, 5)
+    [5, 5, 2]
+    """
+    steps = steps_per_epoch(count, batch_size)
+    return [min(batch_size, count - start) for start in range(0, steps * batch_size, batch_size)]
 
 
 def eval_batches(split: Split, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from netprune.data import Dataset
+from netprune import distributed
+from netprune.data import Dataset, Split
+from netprune.distillation import distillation_loss
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
-from netprune.loader import steps_per_epoch, train_batches
+from netprune.loader import batch_sizes, train_batches
 from netprune.masks import Masks, apply_masks
 from netprune.optimizers import make_optimizer, make_schedule
 from netprune.quantise import Labels, share_gradients
 from netprune.recipes import TrainConfig
 
-TEMPERATURE = 4.0
 RISES = 20
 
 
@@ -99,6 +100,9 @@ def train(
 ) -> list[EpochResult]:
     """Train `model` in place, on the device that holds it and `dataset`.
 
+    In a process group (`distributed.joined`) every process calls this with the same arguments (`on_epoch` and `on_step`
+    may differ), takes its share of each batch and ends with the same weights; the first evaluates for all.
+
     Args:
         model: left in the state of the last epoch (the averaged one, if the recipe averages), in train mode.
         dataset: its training split is learned, its validation split evaluated after each epoch.
@@ -112,7 +116,8 @@ def train(
 
     Raises:
         DivergedError: if the loss becomes infinite or not a number.
-        InputError: if there are fewer than two training images, or a teacher or rising masks are missing.
+        InputError: if there are fewer than two training images, a teacher or rising masks are missing, or batches are
+            too small to be shared.
     """
     if len(dataset.train) < 2:
         raise InputError(f"{dataset.name} has {len(dataset.train)} training images; training needs at least 2.")
@@ -120,6 +125,7 @@ def train(
         raise InputError(f"distillation is {config.distillation}, and there is no teacher to learn from.")
     if config.gradual and held.rising is None:
         raise InputError(f"gradual is {config.gradual}, and there are no rising masks to go by.")
+    distributed.team().check_batch(config.batch_size)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
@@ -141,15 +147,16 @@ class _Loop:
 
     def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, held: Held) -> None:
         self.model, self.dataset, self.config, self.held = model, dataset, config, held
+        self.team = distributed.team()
         self.epochs_done, self.steps_done, self.learning_rate = 0, 0, 0.0
         self.generator = torch.Generator().manual_seed(config.seed)
         self.optimizer = make_optimizer(model, config)
-        self.steps = steps_per_epoch(len(dataset.train), config.batch_size)
+        self.sizes = batch_sizes(len(dataset.train), config.batch_size)
+        self.steps = len(self.sizes)
         self.scheduler = make_schedule(self.optimizer, config, config.epochs * self.steps)
         self.rising_steps = config.gradual * config.epochs * self.steps
         self.masks: Masks = held.masks
         self._rise()
-        self.run = torch.compile(model) if config.format.compiled else model
         # the first epoch's mirrored images where flips alternate: a draw of its own, so that resuming needs no state
         own = torch.Generator().manual_seed(config.seed)
         self.mirrored = torch.rand(len(dataset.train), generator=own) < 0.5
@@ -158,6 +165,8 @@ class _Loop:
             average_by = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(model, multi_avg_fn=average_by, use_buffers=True)
         self.teacher = copy.deepcopy(held.teacher).eval() if held.teacher is not None and config.distillation else None
+        run = self.team.wrapped(model, config.format.memory_format)
+        self.run = torch.compile(run) if config.format.compiled else run
 
     @property
     def validated(self) -> nn.Module:
@@ -165,29 +174,30 @@ class _Loop:
         return self.model if self.average is None else self.average.module
 
     def epoch(self, callbacks: Callbacks) -> EpochResult:
-        start = time.perf_counter()
-        self._lay_out(self.config.format.memory_format)
+        start, config = time.perf_counter(), self.config
+        self.team.reseed(config.seed, self.epochs_done)
+        self._lay_out(config.format.memory_format)
         self.model.train()
-        flips = self.mirrored ^ bool(self.epochs_done % 2) if self.config.alternating_flip else None
+        flips = self.mirrored ^ bool(self.epochs_done % 2) if config.alternating_flip else None
         batches = train_batches(
-            self.dataset, self.config.batch_size, self.generator, padding=self.config.crop_padding, flips=flips
+            self.dataset, config.batch_size, self.generator, padding=config.crop_padding, flips=flips, place=self.team
         )
         total = torch.zeros((), device=next(self.model.parameters()).device)
-        for images, labels in batches:
-            loss = self._loss(self.config.format.layout(images), labels)
+        for (images, labels), size in zip(batches, self.sizes, strict=True):
+            loss = self._loss(config.format.layout(images), labels) * self.team.weight(size)
             self._step(loss)
             total += loss.detach()
             if callbacks.on_step is not None:
-                callbacks.on_step(self.steps_done, self.config.epochs * self.steps)
+                callbacks.on_step(self.steps_done, config.epochs * self.steps)
             self._check(callbacks)
-        train_loss, seconds = total.item() / self.steps, time.perf_counter() - start
+        train_loss, seconds = self.team.mean(total).item() / self.steps, time.perf_counter() - start
         self._lay_out(torch.contiguous_format)
-        val = evaluate(self.validated, self.dataset.val, self.dataset)
+        val = self._evaluate(self.dataset.val)
         self.epochs_done += 1
         if not (math.isfinite(train_loss) and math.isfinite(val.loss)):
             raise DivergedError(
                 f"training diverged in epoch {self.epochs_done} (train loss {train_loss}, validation loss {val.loss}): "
-                f"lower max_lr, which is {self.config.max_lr}."
+                f"lower max_lr, which is {config.max_lr}."
             )
         return EpochResult(
             epoch=self.epochs_done,
@@ -195,7 +205,7 @@ class _Loop:
             val=val,
             learning_rate=self.learning_rate,
             seconds=seconds,
-            images_per_second=min(self.steps * self.config.batch_size, len(self.dataset.train)) / seconds,
+            images_per_second=min(self.steps * config.batch_size, len(self.dataset.train)) / seconds,
         )
 
     def _check(self, callbacks: Callbacks) -> None:
@@ -204,7 +214,12 @@ class _Loop:
         for share in callbacks.checks:
             if self.steps_done == math.ceil(share * self.config.epochs * self.steps):
                 split = self.dataset.val.first(CHECK_IMAGES)
-                callbacks.on_check(share, evaluate(self.validated, split, self.dataset))
+                callbacks.on_check(share, self._evaluate(split))
+
+    def _evaluate(self, split: Split) -> Evaluation:
+        for network in dict.fromkeys((self.model, self.validated)):
+            self.team.equalise(network)
+        return self.team.from_first(lambda: evaluate(self.validated, split, self.dataset))
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         for network in (self.model, self.teacher):
@@ -277,16 +292,3 @@ class _Loop:
         torch.set_rng_state(snapshot["torch_state"])
         if snapshot["cuda_state"] is not None:
             torch.cuda.set_rng_state(snapshot["cuda_state"])
-
-
-def distillation_loss(logits: Tensor, wanted: Tensor) -> Tensor:
-    """How far outputs are from a teacher's, in nats: T² KL(softmax(wanted / T) ‖ softmax(logits / T)), T = 4.
-
-    Hinton, Vinyals & Dean 2015 (arXiv:1503.02531); T² keeps the gradient's size.
-
-    Args:
-        logits: `(N, classes)`.
-        wanted: the teacher's, of the same shape.
-    """
-    ours, theirs = (F.log_softmax(value.float() / TEMPERATURE, dim=1) for value in (logits, wanted))
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * TEMPERATURE**2

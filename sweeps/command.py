@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
+from netprune import distributed
+from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.models import MODELS
 from netprune.saliency import SALIENCIES
@@ -32,6 +34,8 @@ class OneLineCommand(click.Command):
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
+            if not distributed.launched().first:  # the first process says it
+                sys.exit(error.exit_code)
             raise click.UsageError(error.format_message()) from None
 
 
@@ -55,22 +59,39 @@ def command(function: Callable[..., None]) -> click.Command:
 
     `mlflow run -P data_dir=…` passes names with underscores, so `--data_dir` and `--data-dir` are the same.
     """
+    return _command(function, several=False)
 
+
+def team_command(function: Callable[..., None]) -> click.Command:
+    """The same for a function that torchrun may start in several processes, which are one `distributed.team` within it.
+
+    Only the first process opens the store, and only it speaks.
+    """
+    return _command(function, several=True)
+
+
+def _command(function: Callable[..., None], *, several: bool) -> click.Command:
     @functools.wraps(function)
     def guarded(**options: Any) -> None:
+        team = ALONE
         try:
-            with interrupts.heard():
-                open_store()
+            team = distributed.launched()
+            if not (team.alone or several):
+                raise InputError(
+                    "this command runs in one process: start it without torchrun, which is for sweeps.train."
+                )
+            with interrupts.heard(), distributed.joined():
+                if team.first:
+                    open_store()
                 function(**options)
         except InputError as error:
-            _fail(masked(str(error)))
+            _end(team, f"Error: {masked(str(error))}")
         except STORAGE_ERRORS as error:
-            _fail(f"the study's storage answered: {masked(str(error).strip().splitlines()[0])}")
+            _end(team, f"Error: the study's storage answered: {masked(str(error).strip().splitlines()[0])}")
         except STORE_ERRORS as error:
-            _fail(store_message(error))
+            _end(team, f"Error: {store_message(error)}")
         except KeyboardInterrupt:
-            click.echo("Interrupted: the run is closed as KILLED; what was kept is in it.", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+            _end(team, "Interrupted: the run is closed as KILLED; what was kept is in it.", EXIT_INTERRUPTED)
 
     settings = {"show_default": True, "token_normalize_func": lambda token: token.replace("_", "-")}
     return click.command(cls=OneLineCommand, context_settings=settings)(guarded)
@@ -91,9 +112,10 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
         raise InputError(f"{name} is {text!r}; it is a number, or several such as 0,0.5,2.") from None
 
 
-def _fail(message: str) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(1)
+def _end(team: Team, message: str, code: int = 1) -> NoReturn:
+    if team.first:
+        click.echo(message, err=True)
+    sys.exit(code)
 
 
 def _stack(*options: Decorator) -> Decorator:

@@ -16,10 +16,10 @@ _received = threading.Event()  # signals belong to the process, and so does this
 
 @contextmanager
 def heard() -> Iterator[None]:
-    """Within the body SIGTERM is a KeyboardInterrupt as Ctrl-C is, and so is the end of `mlflow run` above us."""
+    """Within the body SIGTERM is a KeyboardInterrupt as Ctrl-C is, as is the end of `mlflow run` or torchrun above."""
     _received.clear()
     with _handlers(_interrupt):
-        if os.environ.get("MLFLOW_RUN_ID"):
+        if any(os.environ.get(name) for name in ("MLFLOW_RUN_ID", "TORCHELASTIC_RUN_ID")):
             threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
         yield
 
@@ -45,7 +45,17 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
+def postponed() -> Iterator[None]:
+    """Let the body finish; an interrupt meanwhile is raised by the next `check`: for what an error has ended anyway."""
+    with _handlers(lambda *_: _received.set()):
+        yield
+
+
+@contextmanager
 def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which is the one that signals interrupt
+        yield
+        return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, handler)
@@ -65,7 +75,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _follow_parent(parent: int) -> None:
-    # SIGTERM and SIGKILL end `mlflow run` but not its child, whose run would then stay RUNNING for as long as it works
+    # SIGTERM and SIGKILL end `mlflow run` but not its child, whose run would then stay RUNNING for as long as it works;
+    # SIGKILL ends torchrun so
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)

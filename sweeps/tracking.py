@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from netprune.errors import InputError
 from netprune.files import alone
+from sweeps import interrupts
 from sweeps.experiment import EXPERIMENT
 from sweeps.processes import ProcessId
 from sweeps.secrets import masked
@@ -169,9 +170,11 @@ def tracked_run(
         yield str(run.info.run_id)
     except BaseException as error:
         if mlflow.active_run() is not outer:
-            mlflow.set_tag(opener, "")
-            mlflow.set_tag("error", masked(f"{type(error).__name__}: {error}")[:500])
-            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            # torchrun stops the others when a process is gone, just when they fail for want of it
+            with interrupts.postponed():
+                mlflow.set_tag(opener, "")
+                mlflow.set_tag("error", masked(f"{type(error).__name__}: {error}")[:500])
+                mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     mlflow.set_tag(opener, "")
     mlflow.end_run()

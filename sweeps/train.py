@@ -6,18 +6,18 @@ from typing import Any
 
 import click
 
-from netprune import recipes
+from netprune import distributed, recipes
 from netprune.precision import Precision
 from netprune.recipes import RECIPES
-from sweeps.command import AUTO, AutoOr, command, data_options, model_options
+from sweeps.command import AUTO, AutoOr, data_options, model_options, team_command
 from sweeps.stages.source import DataRequest, SourceRequest
-from sweeps.stages.training import NEWEST, TrainRequest, run_training
+from sweeps.stages.training import NEWEST, TrainRequest, assist_training, run_training
 from sweeps.table import percent
 
 FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
 
 
-@command
+@team_command
 @data_options("cifar10")
 @model_options
 @click.option("--recipe", default="document", help=f"{' or '.join(RECIPES)}: what the figures left at auto come from.")
@@ -47,15 +47,18 @@ def main(
 ) -> None:
     """Train Net10 or VGG16; each epoch's figures, the last and best checkpoint and the best network go to MLflow."""
     figures = {name: options.pop(name) for name in FIGURES}
-    outcome = run_training(
-        TrainRequest(
-            data=DataRequest(dataset=dataset, data_dir=data_dir, device=device),
-            source=SourceRequest(**options),
-            config=recipes.recipe(recipe, **{name: value for name, value in figures.items() if value != AUTO}),
-            precision=precision,
-            resume=resume,
-        )
+    request = TrainRequest(
+        data=DataRequest(dataset=dataset, data_dir=data_dir, device=device),
+        source=SourceRequest(**options),
+        config=recipes.recipe(recipe, **{name: value for name, value in figures.items() if value != AUTO}),
+        precision=precision,
+        resume=resume,
     )
+    team = distributed.team()
+    if not team.first:
+        assist_training(request, team)
+        return
+    outcome = run_training(request, team)
     mirrored = outcome.mirrored_val_accuracy
     beside = "" if mirrored is None else f" ({percent(mirrored)} with each image's mirror image averaged in)"
     click.echo(

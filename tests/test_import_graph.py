@@ -13,8 +13,8 @@ TREES = {
 COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "export", "pipeline")
 LAYERS = (
     {"errors", "compute"},
-    {"entropy", "container", "files"},
-    {"models", "image_folder", "saliency", "words", "recipes"},
+    {"entropy", "container", "files", "distillation", "shares"},
+    {"models", "image_folder", "saliency", "words", "recipes", "distributed"},
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
     {"streaming", "tensors", "proportions"},
     {"loader", "packing"},

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -45,6 +46,34 @@ def test_deferred_signal_waits_for_the_body():
         time.sleep(0.05)
         finished = True
     assert finished
+
+
+def test_postponed_signal_cuts_nothing_short_and_is_raised_at_the_next_check():
+    with interrupts.heard():
+        with pytest.raises(ValueError, match="boom"), interrupts.postponed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            raise ValueError("boom")
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    with interrupts.heard():
+        interrupts.check()
+
+
+def test_handlers_in_a_thread_are_left_alone():
+    errors = []
+
+    def work():
+        try:
+            with interrupts.heard(), interrupts.postponed(), interrupts.deferred():
+                pass
+        except ValueError as error:  # signal only works in main thread
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert errors == []
 
 
 def test_heard_signal_that_was_swallowed_is_raised_at_the_next_step():

@@ -12,6 +12,7 @@ from netprune.data import Split, load_dataset
 from netprune.loader import normalise, steps_per_epoch, train_batches
 from netprune.precision import fit_to_device
 from netprune.recipes import recipe
+from netprune.shares import Place
 from netprune.streaming import streamed_batches
 from netprune.training import train
 
@@ -77,6 +78,16 @@ def test_train_batches_of_a_streamed_split_repeat_themselves_for_a_seed(streamed
 
     assert torch.equal(epoch(1), epoch(1))
     assert not torch.equal(epoch(1), epoch(2))
+
+
+def test_train_batches_of_a_streamed_split_are_shared_by_two_processes_and_cropped_apart(streamed):
+    ramp = torch.arange(1024, dtype=torch.float32).div(4).to(torch.uint8).view(1, 1, 32, 32).expand(24, 3, 32, 32)
+    dataset = replace(streamed, train=Split(ramp.contiguous(), torch.arange(24), streamed=True), flip=False)
+    first, second = (list(train_batches(dataset, 12, generator(1), place=Place(rank, 2))) for rank in range(2))
+    labels = torch.cat([part for batches in (first, second) for _, part in batches])
+    assert torch.equal(labels.sort().values, torch.arange(24))
+    # all images are the same, and so would be the crops of two processes that draw alike
+    assert not any(torch.equal(one, other) for (one, _), (other, _) in zip(first, second, strict=True))
 
 
 def test_train_on_a_streamed_split_learns(streamed, tiny_net):

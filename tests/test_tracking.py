@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import mlflow
 import pytest
 
 from netprune.errors import InputError
-from sweeps import artifacts, tracking
+from sweeps import artifacts, interrupts, tracking
 from sweeps.experiment import NetpruneExperimentProvider
 from sweeps.processes import ProcessId, this_machine
 
@@ -36,6 +37,25 @@ def test_tracked_run_that_raises_is_closed_with_the_error(store, error, status):
     assert [tracking.find_run(run_id).status for run_id in ids] == [status, status]
     assert "boom" in tracking.find_run(ids[1]).tags["error"]
     assert tracking.find_run(ids[1]).tags["mlflow.parentRunId"] == ids[0]
+
+
+def test_tracked_run_that_fails_is_closed_as_failed_though_a_signal_comes_meanwhile(store, monkeypatch):
+    set_tag = mlflow.set_tag
+
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        set_tag(*given)
+
+    with interrupts.heard():
+        with pytest.raises(ValueError, match="boom"), tracking.tracked_run("train", "a run", {}) as run_id:
+            monkeypatch.setattr(mlflow, "set_tag", interrupted)
+            raise ValueError("boom")
+        with pytest.raises(KeyboardInterrupt):  # whoever goes on hears of it
+            interrupts.check()
+    with interrupts.heard():  # forgotten, for the tests after this one
+        interrupts.check()
+    found = tracking.find_run(run_id)
+    assert (found.status, found.tags["error"]) == ("FAILED", "ValueError: boom")
 
 
 def test_tracked_run_interrupted_as_it_opens_is_killed(store, monkeypatch):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from netprune import training
 from netprune.compute import Format
 from netprune.data import Split
+from netprune.distillation import distillation_loss
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.loader import train_batches
@@ -19,7 +20,7 @@ from netprune.masks import apply_masks, make_masks, measured_sparsity
 from netprune.models import Architecture, build_model, prunable_weights, weights_digest
 from netprune.optimizers import linear_schedule
 from netprune.recipes import TrainConfig, recipe
-from netprune.training import Callbacks, Held, distillation_loss, train
+from netprune.training import Callbacks, Held, train
 
 SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
 
@@ -282,10 +283,10 @@ def test_distillation_loss_is_the_divergence_of_the_softened_outputs():
 def test_train_alternating_flips_show_each_image_one_way_and_then_the_other(tiny_dataset, tiny_net, monkeypatch):
     given = []
 
-    def batches(dataset, batch_size, generator, *, padding, flips):
+    def batches(dataset, batch_size, generator, *, padding, flips, place):
         given.append(flips)
         assert padding == 3
-        return train_batches(dataset, batch_size, generator, padding=padding, flips=flips)
+        return train_batches(dataset, batch_size, generator, padding=padding, flips=flips, place=place)
 
     monkeypatch.setattr(training, "train_batches", batches)
     train(tiny_net, tiny_dataset, replace(SHORT, alternating_flip=True, crop_padding=3))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from netprune.allocation import Basis, allocation_from
-from netprune.data import DATASETS, Dataset, load_dataset
+from netprune.data import DATASETS, Dataset, fits, load_dataset
+from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader
@@ -122,10 +123,40 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def open_data(request: DataRequest) -> tuple[Dataset, torch.device]:
-    """Load the data and put it on the device."""
-    device = find_device(request.device)
-    return load_dataset(request.dataset, request.data_dir).to(device), device
+def open_data(request: DataRequest, team: Team = ALONE) -> tuple[Dataset, torch.device]:
+    """Load the data and put it on the device; of several processes each on its own.
+
+    Raises:
+        InputError: if the data or the device is not there, or several processes find different ones.
+    """
+    with team.together():
+        device = find_device(team.own_device(request.device))
+    for loads_first in (True, False):  # what is downloaded or decoded is so by one process of a machine
+        with team.together():
+            if (team.local_rank == 0) == loads_first:
+                dataset = load_dataset(request.dataset, request.data_dir)
+    if not team.alone:
+        dataset = agreed(dataset, device, team)
+    return dataset.to(device), device
+
+
+def agreed(dataset: Dataset, device: torch.device, team: Team) -> Dataset:
+    """The data, streamed if any process has to stream it: streaming draws other random numbers.
+
+    Raises:
+        InputError: if the processes have different data or kinds of device.
+    """
+    streamed = dataset.train.streamed or not fits(dataset.train.images, device)
+    found = team.gathered((device.type, len(dataset.train), dataset.val_digest(), streamed))
+    if len({device_type for device_type, *_ in found}) > 1:
+        raise InputError(
+            "some processes have a GPU and some have none: take cpu as device, or start them on GPUs only."
+        )
+    if len({(count, digest) for _, count, digest, _ in found}) > 1:
+        raise InputError(f"the processes find different images under {dataset.name}: give every machine the same data.")
+    if any(streams for *_, streams in found):
+        return replace(dataset, train=replace(dataset.train, streamed=True))
+    return dataset
 
 
 def open_source(source: SourceRequest, data: DataRequest) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from torch import nn
 
 from netprune.compute import Format
 from netprune.data import Dataset
+from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.models import Architecture, build_model, load_weights, read_state_dict
@@ -59,20 +61,17 @@ class TrainOutcome:
     """The same with the outputs for each image and its mirror image averaged; None for data that is not mirrored."""
 
 
-def run_training(request: TrainRequest) -> TrainOutcome:
+def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
     """Train in a run of its own; the network of the best validation accuracy becomes the run's model.
+
+    Of several processes it is the first that calls this, and the others that call `assist_training`.
 
     Raises:
         InputError: for data, weights or a resume that cannot be used; DivergedError among them.
     """
     data = request.data.resolved()
-    state = read_state_dict(request.source.weights) if request.source.weights else None
-    Architecture(name=request.source.model, num_classes=2, width=request.source.width)
-    dataset, device = open_data(data)
-    architecture = Architecture(name=request.source.model, num_classes=len(dataset.classes), width=request.source.width)
-    model = build_model(architecture, seed=request.config.seed)
-    if state is not None:
-        load_weights(model, state, adapt_head=request.source.adapt_head)
+    ready = _prepare(request, team)
+    model, dataset, architecture = ready.model, ready.dataset, ready.architecture
     config = {
         **{name: value for name, value in asdict(request.config).items() if name != "format"},
         "precision": request.precision,
@@ -81,22 +80,21 @@ def run_training(request: TrainRequest) -> TrainOutcome:
         "weights": request.source.weights,
         "dataset": data.dataset,
         "data_dir": data.data_dir,
-        "device": str(device),
+        "device": str(ready.device),
+        "processes": team.size,
     }
     earlier = _interrupted(request.resume, config) if request.resume else None
     name = f"train {short_name(architecture)} on {Path(data.dataset).name}"
     tags = {"resumed_from": earlier.run_id} if earlier else {}
     run = tracking.tracked_run("train", name, config, tags=tags, system_metrics=True)
-    with run as run_id, tempfile.TemporaryDirectory() as scratch:
-        recipe, seconds = fit_to_device(model.to(device), dataset, request.config, request.precision)
-        if earlier:  # as it was begun: another machine, or a noisy measurement, may choose otherwise
-            recipe = replace(recipe, format=Format(**earlier.content["format"]))
+    with run as run_id, team.united(), tempfile.TemporaryDirectory() as scratch:
+        recipe, seconds, snapshot = team.from_first(lambda: _plan(ready, request, team, earlier))
         tracking.set_tags({"netprune.format": str(recipe.format)})
-        report(_announcement(model, dataset, architecture, recipe, seconds))
+        report(_announcement(ready, recipe, seconds, team))
         keeper = _Keeper(Path(scratch), config, recipe, earlier)
         with Progress(name, unit="image", each=recipe.batch_size) as progress:
             told = Callbacks(on_epoch=keeper, on_step=progress)
-            train(model, dataset, recipe, callbacks=told, resume=earlier.content["snapshot"] if earlier else None)
+            train(model, dataset, recipe, callbacks=told, resume=snapshot)
         model.load_state_dict(keeper.best_state())
         mirrored = evaluate(model, dataset.val, dataset, mirrored=True) if dataset.flip else None
         if mirrored is not None:
@@ -109,15 +107,61 @@ def run_training(request: TrainRequest) -> TrainOutcome:
         )
 
 
-def _announcement(
-    model: nn.Module, dataset: Dataset, architecture: Architecture, recipe: TrainConfig, epoch_seconds: float
-) -> str:
+def assist_training(request: TrainRequest, team: Team) -> None:
+    """Be any process of a training but the first: train with the others, and touch neither store nor terminal.
+
+    Raises:
+        InputError: what ends the first process, ElsewhereError among them.
+    """
+    ready = _prepare(request, team)
+    recipe, _, snapshot = team.from_first(lambda: _plan(ready, request, team, None))  # which is the first's own
+    told = Callbacks(on_step=lambda *_: interrupts.check())
+    train(ready.model, ready.dataset, recipe, callbacks=told, resume=snapshot)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What a process trains, on what."""
+
+    model: nn.Module
+    """With its first weights, on the device; as is the data."""
+    dataset: Dataset
+    architecture: Architecture
+    device: torch.device
+
+
+def _prepare(request: TrainRequest, team: Team) -> _Ready:
+    team.check_batch(request.config.batch_size)
+    source = request.source
+    state = team.from_first(lambda: read_state_dict(source.weights) if source.weights else None)
+    Architecture(name=source.model, num_classes=2, width=source.width)  # a wrong name should not wait for the data
+    dataset, device = open_data(request.data.resolved(), team)
+    architecture = Architecture(name=source.model, num_classes=len(dataset.classes), width=source.width)
+    model = build_model(architecture, seed=request.config.seed)
+    if state is not None:
+        load_weights(model, state, adapt_head=source.adapt_head)
+    return _Ready(model.to(device), dataset, architecture, device)
+
+
+def _plan(
+    ready: _Ready, request: TrainRequest, team: Team, earlier: _Interrupted | None
+) -> tuple[TrainConfig, float, Snapshot | None]:
+    """What the first process finds out for all: the recipe in its format, seconds an epoch, and where to go on."""
+    share = replace(request.config, batch_size=math.ceil(request.config.batch_size / team.size))
+    fitted, seconds = fit_to_device(ready.model, ready.dataset, share, request.precision)
+    # a training goes on as it was begun: another machine, or a noisy measurement, may choose otherwise
+    form = Format(**earlier.content["format"]) if earlier else fitted.format
+    snapshot = earlier.content["snapshot"] if earlier else None
+    return replace(request.config, format=form), seconds / team.size, snapshot
+
+
+def _announcement(ready: _Ready, recipe: TrainConfig, epoch_seconds: float, team: Team) -> str:
     """What is going to be trained, and how to make it short where it would take over half an hour."""
-    parameters = sum(p.numel() for p in model.parameters())
-    device = next(model.parameters()).device
+    parameters = sum(p.numel() for p in ready.model.parameters())
+    device = f"{next(ready.model.parameters()).device}{'' if team.alone else f' in {team.size} processes'}"
     line = (
-        f"training {short_name(architecture)} ({parameters:,} parameters) on {len(dataset.train):,} images of "
-        f"{dataset.name}, {recipe.epochs} epochs on {device} ({recipe.format})"
+        f"training {short_name(ready.architecture)} ({parameters:,} parameters) on {len(ready.dataset.train):,} images "
+        f"of {ready.dataset.name}, {recipe.epochs} epochs on {device} ({recipe.format})"
     )
     seconds = recipe.epochs * epoch_seconds
     return f"{line}\nthis will take about {duration(seconds)}. {SHORTEN}" if seconds > LONG_SECONDS else line
@@ -200,9 +244,10 @@ def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
     with tempfile.TemporaryDirectory() as scratch:
         path = artifacts.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    differing = [name for name, value in config.items() if content["config"].get(name) != value and name != "data_dir"]
+    begun = {"processes": 1} | content["config"]  # older checkpoints do not say
+    differing = [name for name, value in config.items() if begun.get(name) != value and name != "data_dir"]
     if differing:
-        then, now = ({n: c.get(n) for n in differing} for c in (content["config"], config))
+        then, now = ({n: c.get(n) for n in differing} for c in (begun, config))
         raise InputError(f"run {run} was trained with {_pairs(then)}, not {_pairs(now)}: give it the same options.")
     if content["snapshot"]["epochs_done"] >= config["epochs"]:
         raise InputError(f"run {run} has done all its {config['epochs']} epochs: there is nothing to resume.")
