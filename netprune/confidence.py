@@ -48,7 +48,7 @@ def lower_bound(accuracies: Sequence[float], images: int) -> Confidence:
         raise ValueError("a bound over seeds needs at least two of them")
     mean, std = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
     z = float(norm.ppf(CONFIDENCE))
-    of_images = ((mean - _wilson_lower(mean, images, z)) / z) ** 2
+    of_images = ((mean - _wilson(mean, images, z)[0]) / z) ** 2
     of_seeds = std**2 / len(accuracies)
     total = of_images + of_seeds
     freedom = total**2 / (of_images**2 / max(1, images - 1) + of_seeds**2 / (len(accuracies) - 1)) if total else 1.0
@@ -60,7 +60,17 @@ def lower_bound(accuracies: Sequence[float], images: int) -> Confidence:
     )
 
 
-def _wilson_lower(accuracy: float, images: int, z: float) -> float:
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """The two-sided 95 % confidence interval of one network's accuracy, measured on `images` images (Wilson, 1927).
+
+    >>> interval(1.0, 100)
+    (0.963..., 1.0)
+    """
+    return _wilson(accuracy, images, float(norm.ppf((1 + CONFIDENCE) / 2)))
+
+
+def _wilson(accuracy: float, images: int, z: float) -> tuple[float, float]:
     centre = accuracy + z**2 / (2 * images)
     half = z * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
-    return (centre - half) / (1 + z**2 / images)
+    whole = 1 + z**2 / images
+    return max(0.0, (centre - half) / whole), min(1.0, (centre + half) / whole)

@@ -62,6 +62,13 @@ def unseal(data: bytes) -> tuple[dict[str, Any], bytes, bytes]:
         raise damaged(error) from None
 
 
+def first_frame(data: bytes) -> tuple[int, int]:
+    """Length of a sound file's first frame, and of what it holds: header, container and tables."""
+    frames = data[len(MAGIC) + 1 :]
+    length = int.from_bytes(frames[:LENGTH_BYTES], "little")
+    return length, zstandard.frame_content_size(frames[LENGTH_BYTES : LENGTH_BYTES + length])
+
+
 def damaged(error: Exception) -> InputError:
     """What is said of a damaged file."""
     reason = (str(error) or type(error).__name__).splitlines()[0]

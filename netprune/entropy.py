@@ -70,6 +70,11 @@ class Encoder:
             model = constriction.stream.model.Uniform(size)
             self._coder.encode(np.ascontiguousarray(values, dtype=np.int32), model)
 
+    @property
+    def spent(self) -> tuple[int, int]:
+        """Bytes of the tables and of the range coder's words so far; what comes next may still finish its last word."""
+        return len(self._side), 4 * self._coder.num_words()
+
     def finish(self) -> tuple[bytes, bytes]:
         """The tables' bytes, and the range coder's words, little-endian."""
         return bytes(self._side), self._coder.get_compressed().astype("<u4").tobytes()

@@ -71,6 +71,22 @@ def evaluate(model: nn.Module, split: Split, dataset: Dataset, *, mirrored: bool
     return summarise(*image_losses(model, split, dataset, mirrored=mirrored))
 
 
+@torch.no_grad()
+def predict(model: nn.Module, split: Split, dataset: Dataset) -> Tensor:
+    """The class that `model` takes each image for, int64 `(N,)`; batches and mode as in `image_losses`."""
+    with eval_mode(model):
+        return torch.cat([model(images).argmax(1) for images, _ in eval_batches(split, dataset, EVAL_BATCH)])
+
+
+def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """How often each class is taken for each, int64 `(classes, classes)`: true by row, predicted by column.
+
+    >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
+    [[1, 0], [1, 1]]
+    """
+    return (classes * labels + predicted).bincount(minlength=classes**2).view(classes, classes)
+
+
 def summarise(losses: Tensor, right: Tensor) -> Evaluation:
     """Per-image losses and hits, both `(N,)` → means and standard errors."""
     count = len(losses)

@@ -95,7 +95,7 @@ def pack(model: nn.Module, header: PackedHeader) -> bytes:
     Raises:
         InputError: for a state that is not plain tensors (another layout or type, or a module's extra state).
     """
-    state, aliases = _plain_state(model)
+    state, aliases = plain_state(model)
     encoder = Encoder()
     encode_tensors(encoder, state)
     described = {
@@ -171,7 +171,7 @@ def load(path: str | Path, into: nn.Module | None = None, *, max_bytes: int = MA
     return read_packed(path, into, max_bytes=max_bytes).model
 
 
-def _plain_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def plain_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state dict on the CPU with every memory once, and name → name of those that share one."""
     state: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}

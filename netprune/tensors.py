@@ -65,7 +65,7 @@ def spec(name: str, tensor: Tensor) -> Spec:
 def encode_tensors(encoder: Encoder, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors on the CPU; the reader has to know their specs, in the same order."""
     words = {name: _words(tensor) for name, tensor in tensors.items()}
-    for group in _groups([spec(name, tensor) for name, tensor in tensors.items()]):
+    for group in groups([spec(name, tensor) for name, tensor in tensors.items()]):
         if _is_matrix(group[0]):
             _encode_matrix(encoder, words[group[0].name], group[0])
         else:
@@ -79,7 +79,7 @@ def decode_tensors(decoder: Decoder, specs: Sequence[Spec]) -> dict[str, Tensor]
         DamagedStreamError: if the streams do not hold them.
     """
     found: dict[str, Tensor] = {}
-    for group in _groups(specs):
+    for group in groups(specs):
         if _is_matrix(group[0]):
             found[group[0].name] = _tensor(_decode_matrix(decoder, group[0]), group[0])
             continue
@@ -94,10 +94,10 @@ def _is_matrix(each: Spec) -> bool:
     return len(each.shape) >= 2 and each.size > 0 and DTYPES[each.dtype].itemsize in (2, 4)
 
 
-def _groups(specs: Sequence[Spec]) -> Iterator[list[Spec]]:
-    """Matrices alone, then all others by number format and the last part of their name (`bias`, `running_var` …).
+def groups(specs: Sequence[Spec]) -> Iterator[list[Spec]]:
+    """In the order of coding: matrices alone, then all others by number format and the last part of their name.
 
-    Such vectors are short, and alike: together they need one table.
+    Such vectors (`bias`, `running_var` …) are short, and alike: together they need one table.
     """
     vectors: dict[tuple[str, str], list[Spec]] = {}
     for each in specs:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from netprune.confidence import lower_bound
+from netprune.confidence import interval, lower_bound
 
 
 @pytest.mark.parametrize(("right", "images"), [(4200, 5000), (355, 359), (359, 359), (0, 50)])
@@ -45,3 +45,9 @@ def test_lower_bound_holds_as_often_as_it_promises(spread, seeds):
 def test_lower_bound_of_a_single_seed_is_refused():
     with pytest.raises(ValueError, match="two"):
         lower_bound([0.9], 100)
+
+
+@pytest.mark.parametrize(("right", "images"), [(4200, 5000), (359, 359), (0, 50)])
+def test_interval_is_wilsons_with_95_percent_between_its_ends(right, images):
+    expected = binomtest(right, images).proportion_ci(0.95, method="wilson")
+    assert interval(right / images, images) == pytest.approx((expected.low, expected.high))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+import sklearn.metrics
 import torch
 
 from netprune import evaluation
-from netprune.evaluation import eval_mode, evaluate, image_losses, standard_error, summarise
+from netprune.evaluation import confusion, eval_mode, evaluate, image_losses, predict, standard_error, summarise
 from netprune.models import weights_digest
 
 
@@ -86,3 +87,18 @@ def test_standard_error_equals_scipys_and_is_zero_for_one_value():
     values = torch.randn(50, generator=torch.Generator().manual_seed(0))
     assert standard_error(values) == pytest.approx(scipy.stats.sem(values.double().numpy()))
     assert standard_error(values[:1]) == 0
+
+
+def test_predict_agrees_with_the_accuracy_and_keeps_the_mode(tiny_net, tiny_dataset):
+    wanted = mix_modes(tiny_net)
+    found = predict(tiny_net, tiny_dataset.val, tiny_dataset)
+    hits = (found == tiny_dataset.val.labels).double().mean().item()
+    assert hits == evaluate(tiny_net, tiny_dataset.val, tiny_dataset).accuracy
+    assert modes(tiny_net) == wanted
+
+
+def test_confusion_equals_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    labels, predicted = torch.randint(0, 4, (2, 100), generator=generator)
+    expected = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(5))
+    assert confusion(labels, predicted, 5).tolist() == expected.tolist()

@@ -18,7 +18,7 @@ LAYERS = (
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
     {"streaming", "tensors", "proportions"},
     {"loader", "packing"},
-    {"evaluation", "gradients", "precision", "recalibration"},
+    {"evaluation", "gradients", "precision", "recalibration", "contents"},
     {"training", "sensitivity", "onnx", "screening", "confidence", "stopping", "search_space"},
     {"curves", "grid", "confirmation"},
     {"knapsack"},
