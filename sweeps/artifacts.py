@@ -19,29 +19,29 @@ from netprune.files import copy_whole
 from sweeps.secrets import masked
 
 
-def log_file(path: Path, folder: str | None = None) -> None:
-    """Keep a file as an artifact of the active run; one of that name survives a failed write where the store is
-    local."""
-    root = _local_artifacts()
+def log_file(path: Path, folder: str | None = None, run_id: str | None = None) -> None:
+    """Keep a file as an artifact of the active run, or of another, which need not be open; one of that name survives a
+    failed write where the store is local."""
+    root = _local_artifacts(run_id)
     if root is None:
-        mlflow.log_artifact(str(path), folder)
+        mlflow.log_artifact(str(path), folder, run_id=run_id)
         return
     target = root / (folder or "") / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     copy_whole(path, target)
 
 
-def log_bytes(data: bytes, name: str) -> None:
-    """Keep bytes as the artifact `name` (with `/` for folders) of the active run: see `log_file`."""
+def log_bytes(data: bytes, name: str, run_id: str | None = None) -> None:
+    """Keep bytes as the artifact `name` (with `/` for folders) of a run: see `log_file`."""
     folder, _, file = name.rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / file).write_bytes(data)
-        log_file(Path(scratch) / file, folder or None)
+        log_file(Path(scratch) / file, folder or None, run_id)
 
 
-def _local_artifacts() -> Path | None:
-    """The active run's folder of artifacts, if it is one of this machine: MLflow itself overwrites files in place."""
-    uri = urlsplit(mlflow.get_artifact_uri())
+def _local_artifacts(run_id: str | None) -> Path | None:
+    """A run's folder of artifacts, if it is one of this machine: MLflow itself overwrites files in place."""
+    uri = urlsplit(mlflow.get_artifact_uri() if run_id is None else mlflow.get_run(run_id).info.artifact_uri)
     return Path(url2pathname(uri.path)) if uri.scheme in ("", "file") else None
 
 

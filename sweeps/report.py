@@ -1,4 +1,4 @@
-"""Draw a study: `mlflow run . -e report` or `python -m sweeps.report`."""
+"""See a study: `mlflow run . -e report` or `python -m sweeps.report`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sweeps.stages.reporting import run_report
 
 @command
 @study_option
-def main(study_name: str) -> None:
-    """Make a study's figures and keep them in its run."""
-    made = run_report(study_name)
+@click.option("--out", default="", help="File for the page, besides the run's report.html; default: none.")
+def main(study_name: str, out: str) -> None:
+    """Make a study's page and figures, and keep them in its run."""
+    made = run_report(study_name, out)
     click.echo(made.trials)
-    click.echo(
-        f"figures of run {made.run_id}: {', '.join(f'figures/{name}.png' for name in made.figures)}\nlook: mlflow ui"
-    )
+    click.echo(f"figures of run {made.run_id}: {', '.join(f'figures/{name}.png' for name in made.figures)}")
+    click.echo(f"page: report.html of that run{f', {made.path}' if made.path else ''}\nlook: mlflow ui")
 
 
 if __name__ == "__main__":

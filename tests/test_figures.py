@@ -1,6 +1,7 @@
 """Figures: what is drawn is what was measured, and every figure can be drawn."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_sensitivity_curves_draw_every_layer_and_the_dense_network(layers):
         for container, curve in zip(axes.containers, scan.curves, strict=True):
             x, y = container.lines[0].get_data()
             assert np.allclose(x[:-1], 1 - curve.sparsities[:-1])
-            assert 0 < x[-1] < min(x[:-1]), "an empty layer stands left of the sparsest one"
+            assert 0 < x[-1] < min(x[:-1]), "an empty layer stands beyond the sparsest one"
             assert np.allclose(y, scale * getattr(curve, name))
         assert np.allclose(line(axes, "dense").get_ydata(), dense)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -143,7 +144,8 @@ def test_weight_histograms_of_an_empty_layer_can_be_drawn(nonzero_only):
 
 def test_size_against_accuracy_parts_the_trials_at_the_floor():
     # the first is below the floor by rounding alone, and meets it
-    figure = figures.size_against_accuracy([1000, 2000, 3000, 4000], [0.8 - 1e-12, 0.79, 0.8, 0.85], 0.8, (90_000, 0.9))
+    sizes, accuracies = [1000, 2000, 3000, 4000], [0.8 - 1e-12, 0.79, 0.8, 0.85]
+    figure = figures.size_against_accuracy(sizes, accuracies, (0.8,), (90_000, 0.9))
     (axes,) = figure.axes
     assert np.allclose(points(axes, "meets the floor"), [[1, 80], [3, 80], [4, 85]])
     assert np.allclose(points(axes, "below the floor"), [[2, 79]])
@@ -152,11 +154,36 @@ def test_size_against_accuracy_parts_the_trials_at_the_floor():
     assert draw(figure) > 1000
 
 
-@pytest.mark.parametrize("accuracies", [[0.9, 0.9], [0.1, 0.1]], ids=["all meet", "none meets"])
+def test_size_against_accuracy_of_several_floors_marks_each_and_what_is_confirmed():
+    confirmed = [(3500, 0.83, 0.81), (1500, 0.74, 0.72)]
+    figure = figures.size_against_accuracy([1000, 2000, 4000], [0.6, 0.75, 0.85], (0.8, 0.7), (9e4, 0.9), confirmed)
+    (axes,) = figure.axes
+    assert np.allclose(points(axes, "meets every floor"), [[4, 85]])
+    assert np.allclose(points(axes, "meets a lower floor"), [[2, 75]])
+    assert np.allclose(points(axes, "below the floor"), [[1, 60]])
+    floors = [line(axes, f"floor {floor}.00 %") for floor in (80, 70)]
+    assert floors[0].get_linestyle() != floors[1].get_linestyle()
+    (drawn,) = axes.containers
+    assert np.allclose(drawn.lines[0].get_xydata(), [[3.5, 83], [1.5, 74]])
+    assert np.allclose([bar[:, 1] for bar in drawn.lines[2][0].get_segments()], [[81, 83], [72, 74]])
+    assert draw(figure) > 1000
+
+
+def test_size_against_accuracy_front_leaves_no_more_accurate_trial_below_it():
+    rng = np.random.default_rng(0)
+    sizes, accuracies = rng.integers(1000, 2000, 50), rng.integers(70, 90, 50) / 100
+    figure = figures.size_against_accuracy(sizes, accuracies, (0.8,), (90_000, 0.9))
+    front = dict(line(figure.axes[0], "front").get_xydata())
+    best = {size / 1000: 100 * max(accuracies[sizes <= size]) for size in sizes}
+    assert all(np.isclose(accuracy, best[size]) for size, accuracy in front.items())
+    assert np.isclose(max(front.values()), 100 * max(accuracies))
+
+
+@pytest.mark.parametrize("accuracies", [[0.9, 0.9], [0.1, 0.1], []], ids=["all meet", "none meets", "no trial"])
 def test_size_against_accuracy_of_one_kind_only_can_be_drawn(accuracies):
-    figure = figures.size_against_accuracy([1000, 2000], accuracies, 0.8, (90_000, 0.9))
+    figure = figures.size_against_accuracy([1000, 2000][: len(accuracies)], accuracies, (0.8,), (90_000, 0.9))
     met = len(points(figure.axes[0], "meets the floor"))
-    assert met == (2 if accuracies[0] > 0.8 else 0)
+    assert met == sum(accuracy > 0.8 for accuracy in accuracies)
     assert draw(figure) > 1000
 
 
@@ -174,8 +201,90 @@ def test_trial_history_follows_the_smallest_feasible_trial():
     assert draw(figure) > 1000
 
 
+def test_trial_history_marks_stopped_trials_apart():
+    figure = figures.trial_history([3000, 2000, 1000], [True, False, False], [False, True, False], "size of it")
+    (axes,) = figure.axes
+    assert line(axes, "stopped early (size estimated)").get_xdata().tolist() == [2]
+    assert line(axes, "below the floor").get_xdata().tolist() == [3]
+    assert axes.get_ylabel() == "size of it (kB)"
+    assert draw(figure) > 1000
+
+
 @pytest.mark.parametrize("feasible", [False, True])
 def test_trial_history_of_one_trial_can_be_drawn(feasible):
     figure = figures.trial_history([1000], [feasible])
     assert np.isnan(line(figure.axes[0], "best so far").get_ydata()[0]) != feasible
+    assert draw(figure) > 1000
+
+
+@pytest.mark.parametrize("spread", [1.02, 3, 300])
+def test_trial_history_of_any_span_has_ticks_that_do_not_overlap(spread):
+    figure = figures.trial_history([1000, 1000 * spread], [True, True])
+    draw(figure)
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    labels = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert len(labels) >= 2
+    assert not overlapping(labels)
+
+
+def overlapping(texts):
+    """Pairs of drawn texts that touch."""
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    return [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
+VGG16 = [f"features.{i}.weight" for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)]
+VGG16 += [f"classifier.{i}.weight" for i in (0, 3, 6)]
+
+
+def test_figures_of_sixteen_layers_have_no_labels_that_overlap():
+    layers = [LayerSize(name=name, parameters=10**8, nonzero=10**7, prunable=True) for name in VGG16]
+    parameters = figures.parameters_per_layer(ModelSize(tuple(layers)), ModelSize(tuple(layers)))
+    draw(parameters)
+    assert not overlapping([*parameters.axes[0].get_yticklabels(), *parameters.axes[0].texts])
+    weights = {name: np.linspace(-1, 1, 1000, dtype=np.float32) for name in VGG16}
+    grid = figures.weight_histograms(weights, nonzero_only=False)
+    draw(grid)
+    assert not overlapping([axes.title for axes in grid.axes])
+
+
+def test_sensitivity_curves_are_told_apart_without_colour():
+    (accuracy, _) = figures.sensitivity_curves(sensitivity(16)).axes
+    styles = [(bar.lines[0].get_marker(), bar.lines[0].get_linestyle()) for bar in accuracy.containers]
+    assert len(set(styles)) == 16
+
+
+def test_confusion_draws_counts_and_names_of_the_classes():
+    counts = np.array([[5, 1], [0, 4]])
+    figure = figures.confusion(counts, ["cat", "an overlong name of a class"])
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["5", "1", "·", "4"]
+    assert np.allclose(axes.images[0].get_array(), [[500 / 6, 100 / 6], [0, 100]])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["cat", "an overlong name …"]
+    assert draw(figure) > 1000
+
+
+def test_confusion_of_many_classes_and_of_one_without_images_can_be_drawn():
+    counts = np.zeros((100, 100), dtype=np.int64)
+    assert draw(figures.confusion(counts, [str(i) for i in range(100)])) > 1000
+
+
+def test_disagreements_draw_every_image_with_its_three_names():
+    images = np.zeros((7, 4, 4, 3), dtype=np.uint8)
+    figure = figures.disagreements(images, [("cat", "cat", "dog")] * 7)
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    assert titles == ["cat\ndense: cat\npruned: dog"] * 7
+    assert draw(figure) > 1000
+
+
+def test_figures_of_names_with_formula_signs_draw_them_as_they_are():
+    names = ["_hidden.weight", "$\\broken{$"]
+    weights = {name: np.linspace(-1, 1, 10, dtype=np.float32) for name in names}
+    assert draw(figures.weight_histograms(weights, nonzero_only=False)) > 1000
+    assert draw(figures.confusion(np.eye(2, dtype=np.int64), names)) > 1000
+    scan = sensitivity(2)
+    curves = [replace(curve, layer=name) for curve, name in zip(scan.curves, names, strict=True)]
+    figure = figures.sensitivity_curves(replace(scan, curves=tuple(curves)))
+    assert len(figure.legends[0].get_texts()) == 3
     assert draw(figure) > 1000

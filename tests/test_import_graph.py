@@ -87,6 +87,16 @@ def test_mlflow_and_optuna_are_imported_in_their_own_rooms_only():
     assert importers("optuna") == {"sweeps.study", "sweeps.proposing", "sweeps.storage"}
 
 
+def test_the_page_knows_its_data_only():
+    assert importers("jinja2") == {"sweeps.page"}
+    assert GRAPH["sweeps.page"] & TREES.keys() == {"netprune.confidence", "sweeps.progress", "sweeps.table"}
+
+
+def test_figures_are_drawn_in_their_rooms_only():
+    drawing = {name for name in importers("matplotlib") if not name.startswith("sweeps.figures.")}
+    assert drawing <= {"sweeps.tracking", *(name for name in GRAPH if name.startswith("sweeps.stages."))}
+
+
 def test_commands_are_imported_by_nobody():
     commands = {f"sweeps.{name}" for name in COMMANDS}
     assert commands <= GRAPH.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from netprune.errors import InputError
 from sweeps import tracking
 from sweeps.progress import report
 from sweeps.stages.registering import RegisterOutcome, run_register
@@ -36,8 +37,12 @@ def run_pipeline(training: TrainRequest, search: SearchRequest) -> PipelineOutco
         source = open_source(SourceRequest(model_uri=trained.run_id), replace(training.data, dataset=AUTO))
         report("2/4 scan and search")
         found = run_search(source, replace(search, study_name=search.study_name or f"main-{run_id[:8]}"))
-        report("3/4 report")
-        drawn = run_report(found.study_name)
-        report("4/4 register")
+        report("3/4 register")
         data = DataRequest(dataset=AUTO, data_dir=training.data.data_dir, device=training.data.device)
-        return PipelineOutcome(run_register(found.study_name, "", data), drawn)
+        try:
+            registered = run_register(found.study_name, "", data)
+        except InputError:  # the page says why nothing is registered, and what may help
+            run_report(found.study_name)
+            raise
+        report("4/4 report")
+        return PipelineOutcome(registered, run_report(found.study_name))

@@ -133,7 +133,8 @@ class _Desk:
     def _register(self, won: Winner, aliases: tuple[str, ...], key: Mapping[str, str]) -> Version:
         pruned = self.study.pruned(won.run)
         measured = _measure(pruned, self.dataset)
-        metrics = self.dense.metrics(DENSE) | measured.metrics() | {"val_accuracy_lower": won.lower}
+        images = {"val_images": float(len(self.dataset.val)), "test_images": float(len(self.dataset.test))}
+        metrics = self.dense.metrics(DENSE) | measured.metrics() | images | {"val_accuracy_lower": won.lower}
         data = self.study.data(self.request)
         config = {
             "study_name": self.study.name,

@@ -1,18 +1,34 @@
-"""A study's figures and table, kept in the study's own run."""
+"""A study's page, figures and table; page and figures are kept in the study's own run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from netprune.sensitivity import Sensitivity
-from netprune.size import measure_size
-from sweeps import artifacts, figures, tracking
-from sweeps.stages.analysis import histograms
-from sweeps.stages.scanning import DIGEST, SENSITIVITY
+from netprune.errors import InputError
+from netprune.files import write_whole
+from netprune.packing import PackedModel
+from sweeps import artifacts, tracking
+from sweeps.page import Plot, StudyPage, render
+from sweeps.stages.comparing import Compared, compare
+from sweeps.stages.drawing import SIZES, draw, plots
+from sweeps.stages.history import stage_seconds, stopping, trial_rows
+from sweeps.stages.repeating import repeat
+from sweeps.stages.standing import (
+    Shown,
+    Standing,
+    choose,
+    dense_network,
+    floor_results,
+    layer_rows,
+    next_steps,
+    shown_network,
+)
 from sweeps.stages.studies import FoundStudy, find_study
 from sweeps.table import count, percent, table
+
+PAGE = "report.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +41,40 @@ class Report:
     """Names, as artifacts `figures/<name>.png` of the run."""
     trials: str
     """The trials as a table, smallest feasible first."""
+    path: Path | None
+    """The file that holds the page besides the run, if one was asked for."""
 
 
-def run_report(study_name: str) -> Report:
-    """Draw a study and keep the figures in its run; running it again replaces them.
+def run_report(study_name: str, out: str = "") -> Report:
+    """Make a study's page and figures and keep them in its run; running it again replaces them.
+
+    Args:
+        study_name: empty for the newest study.
+        out: a file for the page, besides the run's `report.html`; one that is there already is never replaced.
 
     Raises:
-        InputError: if there is no study, or none of its trials has finished.
+        InputError: if there is no study, none of its trials has finished, or the file is there already or cannot be
+            written.
     """
+    path = Path(out).expanduser() if out else None
+    if path is not None and path.exists():
+        raise InputError(f"{path} is there already: name another file with out, or remove it.")
     study = find_study(study_name)
     if not study.trials:
         study.winners()  # says what is missing
-    made = _figures(study)
-    artifacts.log_figures(made, study.run.run_id)
-    return Report(study.name, study.run.run_id, tuple(made), trials_table(study))
+    standing, dense = Standing.of(study), study.dense()
+    shown = choose(standing)
+    compared = (
+        compare(study, dense, shown.packed) if shown else "There is no pruned network to compare with the dense one."
+    )
+    drawn = plots(draw(standing, dense, shown, compared if isinstance(compared, Compared) else None))
+    page = render(_page(standing, dense, shown, compared, drawn)).encode()
+    if path is not None:
+        write_whole(path, page)
+    for name, plot in drawn.items():
+        artifacts.log_bytes(plot.png, f"figures/{name}.png", study.run.run_id)
+    artifacts.log_bytes(page, PAGE, study.run.run_id)
+    return Report(study.name, study.run.run_id, tuple(drawn), trials_table(study), path)
 
 
 def trials_table(study: FoundStudy, most: int = 10) -> str:
@@ -58,24 +94,32 @@ def trials_table(study: FoundStudy, most: int = 10) -> str:
     return f"{title}\n{table(['trial', 'val accuracy', 'sparsity', 'packed bytes', 'feasible'], rows)}"
 
 
-def _figures(study: FoundStudy) -> dict[str, Figure]:
-    sizes = [trial.metrics["packed_bytes"] for trial in study.finished]
-    accuracies = [trial.metrics["val_accuracy"] for trial in study.finished]
-    dense_point = (study.run.metrics["dense_packed_bytes"], study.run.metrics["dense_val_accuracy"])
-    dense = study.dense().model
-    made = {
-        "size_against_accuracy": figures.size_against_accuracy(sizes, accuracies, study.floor, dense_point),
-        "trials": figures.trial_history(sizes, [trial.tags[tracking.FEASIBLE] == "true" for trial in study.finished]),
-        **histograms(dense, "before"),
-    }
-    after = None
-    if study.best is not None:
-        pruned = study.pruned(study.best).model
-        after = measure_size(pruned)
-        made |= histograms(pruned, "after")
-    made["parameters_per_layer"] = figures.parameters_per_layer(measure_size(dense), after)
-    scans = tracking.find_runs({tracking.STAGE: "scan", DIGEST: study.run.params["search.weights_digest"]}, limit=1)
-    if scans:
-        text = artifacts.read_artifact(scans[0].run_id, SENSITIVITY).decode()
-        made["sensitivity"] = figures.sensitivity_curves(Sensitivity.from_json(text))
-    return made
+def _page(
+    standing: Standing,
+    dense: PackedModel,
+    shown: Shown | None,
+    compared: Compared | str,
+    drawn: Mapping[str, Plot],
+) -> StudyPage:
+    study = standing.study
+    params = study.run.params
+    return StudyPage(
+        name=study.name,
+        run_id=study.run.run_id,
+        about=f"{params['search.model']} on {Path(params['search.dataset']).name}",
+        objective=SIZES[study.objective],
+        dense=dense_network(standing, dense),
+        floors=floor_results(standing),
+        tried=bool(standing.confirmed),
+        shown=shown.label if shown else "",
+        shown_network=shown_network(standing, shown) if shown else None,
+        layers=layer_rows(shown) if shown else (),
+        trials=trial_rows(study),
+        stopping=stopping(study),
+        stages=stage_seconds(study),
+        comparison=compared.summary() if isinstance(compared, Compared) else None,
+        no_comparison="" if isinstance(compared, Compared) else compared,
+        plots=drawn,
+        steps=next_steps(standing),
+        repeat=repeat(study),
+    )

@@ -225,6 +225,7 @@ def _log_dense(source: Source, dense: Evaluation, floors: Sequence[float]) -> No
             "dense_val_accuracy_se": dense.accuracy_se,
             "dense_val_loss": dense.loss,
             "dense_packed_bytes": len(packed),
+            "val_images": dense.count,
             "accuracy_floor": floors[0],
         }
     )

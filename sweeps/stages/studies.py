@@ -80,17 +80,24 @@ class FoundStudy:
                 f"study {self.name} is not confirmed: run `python -m sweeps.search_sparsity` again with the same "
                 f"options (and confirm_seeds of at least 2)."
             )
-        kept = json.loads(artifacts.read_artifact(self.run.run_id, CONFIRMED_FILE))
-        found = [
-            Winner(floor, tracking.find_run(won["run_id"]), tuple(won["accuracies"]), won["lower"])
-            for floor, won in zip(self.floors, kept.values(), strict=True)
-            if won is not None
-        ]
+        found = tuple(won for won in self.confirmed().values() if won is not None)
         if not found:
-            raise InputError(self._none())
-        return tuple(found)
+            raise InputError(self.shortfall())
+        return found
 
-    def _none(self) -> str:
+    def confirmed(self) -> dict[float, Winner | None]:
+        """Floor → its confirmed network, or None where no candidate was accepted; empty before any was confirmed."""
+        if "confirmed" not in self.run.tags:
+            return {}
+        kept = json.loads(artifacts.read_artifact(self.run.run_id, CONFIRMED_FILE))
+        return {
+            floor: won and Winner(floor, tracking.find_run(won["run_id"]), tuple(won["accuracies"]), won["lower"])
+            for floor, won in zip(self.floors, kept.values(), strict=True)
+        }
+
+    def shortfall(self) -> str:
+        """That nothing is confirmed, how far the most accurate trial was from the lowest floor, and what may help."""
+        floor = self.floors[-1]
         near = max(self.finished, key=lambda trial: trial.metrics["val_accuracy"], default=None)
         nearest = ""
         if near is not None:
@@ -98,10 +105,10 @@ class FoundStudy:
             nearest = (
                 f" The most accurate trial, {near.name.removeprefix(self.name).strip()} "
                 f"({count(int(near.metrics[self.objective]))} bytes), reached {percent(accuracy)}, "
-                f"{100 * abs(accuracy - self.floor):.2f} points {'short' if accuracy < self.floor else 'above'}."
+                f"{100 * abs(accuracy - floor):.2f} points {'short' if accuracy < floor else 'above'}."
             )
         return (
-            f"no network of study {self.name} is at its floor of {percent(self.floors[-1])} with 95 % confidence, so "
+            f"no network of study {self.name} is at its floor of {percent(floor)} with 95 % confidence, so "
             f"nothing is registered.{nearest} Add trials or finetune_epochs, or allow a larger max_drop."
         )
 
@@ -112,6 +119,10 @@ class FoundStudy:
     def pruned(self, run: tracking.FoundRun) -> PackedModel:
         """The network of a trial or a confirmation, as its file loads."""
         return _fetch(run.run_id, PACKED_FILE)
+
+    def registered(self) -> tuple[tracking.FoundRun, ...]:
+        """The runs that registered its networks, the newest first: what they read of test is there."""
+        return tuple(tracking.find_runs({tracking.STAGE: "register", tracking.STUDY: self.name}))
 
     def data(self, request: DataRequest) -> DataRequest:
         """`request`, with the data set `auto` replaced by the study's own."""

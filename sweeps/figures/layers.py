@@ -1,4 +1,4 @@
-"""Results → matplotlib figures. Nothing is saved here."""
+"""A network's layers: how sensitive each is, how big, what its weights look like, which keeps what."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from netprune.curves import fit_all
 from netprune.sensitivity import Sensitivity
 from netprune.size import ModelSize
+from sweeps.figures.names import drawn
 
 MARKERS = "osD^v<>PX*ph"
+LINES = ("-", "--", "-.", ":")
+"""Neighbours differ in both; 48 layers are told apart without colour."""
 GONE = 3.0
-"""How far left of the sparsest point, as a factor of density, an empty layer is drawn."""
+"""How far beyond the sparsest point, as a factor of density, an empty layer is drawn."""
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -26,7 +29,7 @@ def sensitivity_curves(sensitivity: Sensitivity) -> Figure:
     densities = [1 - curve.sparsities for curve in sensitivity.curves]
     least = min(float(d[d > 0].min(initial=1.0)) for d in densities)
     for i, (curve, density) in enumerate(zip(sensitivity.curves, densities, strict=True)):
-        style = {"marker": MARKERS[i % len(MARKERS)], "markersize": 4, "capsize": 2, "label": curve.layer}
+        style = {**_style(i), "markersize": 4, "capsize": 2, "label": drawn(curve.layer)}
         x = np.where(density > 0, density, least / GONE)  # a log axis has no zero
         left.errorbar(x, 100 * curve.accuracy, 100 * curve.accuracy_se, **style)
         right.errorbar(x, curve.damage, curve.damage_se, **style)
@@ -36,7 +39,7 @@ def sensitivity_curves(sensitivity: Sensitivity) -> Figure:
     left.set(ylabel="validation accuracy (%)", title="One layer pruned, no finetuning")
     right.set(ylabel="change of the loss (nats)", title="Its damage")
     for axes in (left, right):
-        axes.set(xscale="log", xlabel="density of the layer" + (" (leftmost: nothing left)" if gone else ""))
+        axes.set(xscale="log", xlabel="density of the layer" + (" (rightmost: nothing left)" if gone else ""))
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize="small")
@@ -61,7 +64,7 @@ def parameters_per_layer(before: ModelSize, after: ModelSize | None = None) -> F
             rows + height, counts, height, color="tab:blue", hatch="//", edgecolor="black", label="nonzero"
         )
         axes.bar_label(bars, [f"{count:,}" for count in counts], padding=3, fontsize="small")
-    axes.set_yticks(rows + (height / 2 if after is not None else 0), [layer.name for layer in layers])
+    axes.set_yticks(rows + (height / 2 if after is not None else 0), [drawn(layer.name) for layer in layers])
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="weights", title="Parameters per layer")
     axes.margins(x=0.15)
@@ -78,8 +81,8 @@ def weight_histograms(weights: Weights, *, nonzero_only: bool) -> Figure:
     for axes, (name, values) in zip(grid, weights.items(), strict=False):
         shown = values[values != 0] if nonzero_only else values
         axes.hist(shown.ravel(), bins=101, color="tab:blue")
-        axes.set_title(f"{name}\n{shown.size:,} of {values.size:,}", fontsize="small")
-        axes.tick_params(labelsize="x-small")
+        axes.set_title(f"{drawn(name)}\n{shown.size:,} of {values.size:,}", fontsize="small")
+        axes.tick_params(labelsize="x-small", which="both")
         if not nonzero_only:
             axes.set_yscale("log")  # a pile of zeros would flatten everything else
     for axes in grid[len(weights) :]:
@@ -87,49 +90,6 @@ def weight_histograms(weights: Weights, *, nonzero_only: bool) -> Figure:
     figure.supxlabel("weight")
     figure.supylabel("count")
     figure.suptitle("Weights that are not zero" if nonzero_only else "All weights")
-    return figure
-
-
-def size_against_accuracy(
-    sizes_bytes: Sequence[float], accuracies: Sequence[float], floor: float, dense: tuple[float, float]
-) -> Figure:
-    """Every trial as a point, with the floor and the dense network.
-
-    Args:
-        sizes_bytes: packed bytes of each trial.
-        accuracies: validation, in [0, 1].
-        floor: in [0, 1].
-        dense: the dense network's bytes and validation accuracy.
-    """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    sizes, values = np.array(sizes_bytes) / 1000, 100 * np.array(accuracies)
-    met = values >= 100 * floor - 1e-7
-    axes.scatter(sizes[met], values[met], marker="o", color="tab:blue", label="meets the floor")
-    axes.scatter(sizes[~met], values[~met], marker="x", color="tab:red", label="below the floor")
-    axes.scatter([dense[0] / 1000], [100 * dense[1]], marker="*", s=120, color="black", label="dense")
-    axes.axhline(100 * floor, color="black", linestyle="--", label=f"floor {100 * floor:.2f} %")
-    axes.set(xscale="log", xlabel="packed size (kB)", ylabel="validation accuracy (%)", title="Size against accuracy")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    return figure
-
-
-def trial_history(sizes_bytes: Sequence[float], feasible: Sequence[bool]) -> Figure:
-    """Packed size by trial, and the smallest feasible one so far."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    numbers, sizes, met = (
-        np.arange(1, len(sizes_bytes) + 1),
-        np.array(sizes_bytes) / 1000,
-        np.array(feasible, dtype=bool),
-    )
-    axes.plot(numbers[met], sizes[met], "o", color="tab:blue", label="meets the floor")
-    axes.plot(numbers[~met], sizes[~met], "x", color="tab:red", label="below the floor")
-    best = np.minimum.accumulate(np.where(met, sizes, np.inf))
-    axes.step(numbers, np.where(np.isfinite(best), best, np.nan), where="post", color="black", label="best so far")
-    axes.set(yscale="log", xlabel="trial", ylabel="packed size (kB)", title="The study's trials")
-    axes.legend()
     return figure
 
 
@@ -146,11 +106,10 @@ def allocations(sensitivity: Sensitivity, found: Mapping[str, Mapping[str, float
     rule, chosen = list(found.items())[-1]
     for i, (layer, curve) in enumerate(fit_all(sensitivity).items()):
         x = curve.size * (1 - curve.sparsities)
-        color = f"C{i % 10}"
-        left.plot(np.maximum(x, 0.5), curve.values, color=color, linewidth=1)
+        style = {**_style(i), "color": f"C{i % 10}"}
+        left.plot(np.maximum(x, 0.5), curve.values, linewidth=1, **{**style, "marker": ""})
         stop = max(curve.size * (1 - chosen[layer]), 0.5)
-        marker = MARKERS[i % len(MARKERS)]
-        left.plot(stop, curve(chosen[layer]), marker, color=color, markersize=8, label=layer)
+        left.plot(stop, curve(chosen[layer]), markersize=8, label=drawn(layer), **style)
     left.set(xscale="log", xlabel="weights kept in the layer", ylabel="change of the loss (nats)")
     left.set_title(f"Each layer pruned alone; marks: where {rule} stops at {100 * density:g} %", fontsize="medium")
     left.legend(fontsize="small")
@@ -158,7 +117,7 @@ def allocations(sensitivity: Sensitivity, found: Mapping[str, Mapping[str, float
     for i, (name, sparsity) in enumerate(found.items()):
         kept = [max(1 - sparsity[layer], 1e-4) for layer in sensitivity.layers]
         right.plot(kept, rows, MARKERS[i % len(MARKERS)] + "-", markersize=6, linewidth=0.8, label=name)
-    right.set_yticks(rows, [f"{curve.layer} ({curve.size:,})" for curve in sensitivity.curves])
+    right.set_yticks(rows, [f"{drawn(curve.layer)} ({curve.size:,})" for curve in sensitivity.curves])
     right.invert_yaxis()
     right.set(xscale="log", xlabel="density of the layer")
     right.set_title(f"Who keeps what at {100 * density:g} % of all weights", fontsize="medium")
@@ -166,3 +125,8 @@ def allocations(sensitivity: Sensitivity, found: Mapping[str, Mapping[str, float
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
     return figure
+
+
+def _style(layer: int) -> dict[str, str]:
+    line = layer + layer // len(MARKERS)
+    return {"marker": MARKERS[layer % len(MARKERS)], "linestyle": LINES[line % len(LINES)]}

@@ -1,0 +1,113 @@
+"""The commands that did a study, out of its runs' params."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+
+from netprune.errors import InputError
+from netprune.recipes import RECIPES, recipe
+from sweeps import tracking
+from sweeps.page import Repeat, Step
+from sweeps.stages.request import SearchRequest
+from sweeps.stages.scanning import SCAN_OPTIONS
+from sweeps.stages.studies import FoundStudy
+
+VERSION, COMMIT = "version.", "mlflow.source.git.commit"
+DATA_OPTIONS = ("dataset", "data_dir", "device")
+FIGURES: tuple[str, ...] = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
+"""Of a recipe, those that the command has options for."""
+ELSEWHERE = ("max_drop", "accuracy_floor", "trials", "scan")
+"""Fields of the request that no single param gives."""
+
+
+def repeat(study: FoundStudy) -> Repeat:
+    """Commands, versions and params of a study."""
+    tags = study.run.tags
+    steps = [Step(text="Search:", command=search_command(study))]
+    training = _training(study)
+    if training:
+        steps.insert(
+            0, Step(text="Train the dense network (then name its new run with --model-uri):", command=training)
+        )
+    for stage in ("register", "report"):
+        steps.append(Step(text=f"{stage.capitalize()}:", command=stage_command(stage, study)))
+    return Repeat(
+        commands=tuple(steps),
+        versions={name.removeprefix(VERSION): tags[name] for name in sorted(tags) if name.startswith(VERSION)},
+        commit=tags.get(COMMIT, ""),
+        params=dict(sorted(study.run.params.items())),
+    )
+
+
+def search_command(study: FoundStudy, **changes: int) -> str:
+    """The search of this study; `changes` are options to give another value."""
+    params = _stage_params("search", study.run)
+    names = [each.name for each in fields(SearchRequest) if each.name not in ELSEWHERE] + list(SCAN_OPTIONS)
+    # a study that was gone on with has more trials than its first session asked for
+    trials = max(int(params["trials"]), len(study.trials))
+    options = {name: params[name] for name in (*DATA_OPTIONS, *names) if params.get(name, "None") != "None"}
+    return _command(
+        "search_sparsity", {**_source(params), **_floors(study), **options, "trials": str(trials)} | _texts(changes)
+    )
+
+
+def stage_command(stage: str, study: FoundStudy) -> str:
+    """A stage that takes the study's name alone."""
+    return _command(stage, {"study_name": study.name})
+
+
+def _source(params: Mapping[str, str]) -> dict[str, str]:
+    """The options that name the dense network: a model of the store, or a file and its architecture."""
+    origin = params["origin"]
+    if not origin.startswith("/"):
+        return {"model_uri": origin}
+    model, _, width = params["model"].partition("-w")
+    return {"weights": origin, "model": model, **({"width": width} if width else {})}
+
+
+def _floors(study: FoundStudy) -> dict[str, str]:
+    """`max_drop`, or `accuracy_floor` where the drops do not give the study's floors."""
+    params = study.run.params
+    drops, dense = ast.literal_eval(params["search.max_drop"]), study.run.metrics["dense_val_accuracy"]
+    floors = sorted({max(0.0, dense - drop / 100) for drop in drops}, reverse=True)
+    if [f"{100 * floor:.4f}" for floor in floors] == params["search.accuracy_floor"].split(","):
+        return {"max_drop": ",".join(map(str, drops))}
+    return {"accuracy_floor": params["search.accuracy_floor"]}
+
+
+def _training(study: FoundStudy) -> str:
+    """What trained the dense network; empty if it is of no training that the store knows."""
+    origin = study.run.params["search.origin"]
+    try:
+        run = tracking.find_run(origin.removeprefix("runs:/").split("/")[0])
+    except InputError:
+        return ""
+    params = _stage_params("train", run)
+    known = next((name for name in RECIPES if _is_of(name, params)), None)
+    if known is None:
+        return ""
+    names = (*DATA_OPTIONS, "model", "width", "weights", "precision", *FIGURES)
+    return _command("train", {"recipe": known, **{name: params[name] for name in names if params.get(name)}})
+
+
+def _is_of(name: str, params: Mapping[str, str]) -> bool:
+    """Whether a run's figures are this recipe's, those apart that the command has options for."""
+    own = {key: str(value) for key, value in asdict(recipe(name)).items() if key not in (*FIGURES, "format")}
+    return own.items() <= params.items()
+
+
+def _stage_params(stage: str, run: tracking.FoundRun) -> dict[str, str]:
+    prefix = f"{stage}."
+    return {name.removeprefix(prefix): value for name, value in run.params.items() if name.startswith(prefix)}
+
+
+def _texts(changes: Mapping[str, int]) -> dict[str, str]:
+    return {name: str(value) for name, value in changes.items()}
+
+
+def _command(module: str, options: Mapping[str, str]) -> str:
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return shlex.join(["python", "-m", f"sweeps.{module}", *words])

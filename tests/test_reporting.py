@@ -1,0 +1,338 @@
+"""A study's page from its runs: what it says is what the runs say, and the run keeps it."""
+
+import shlex
+from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from netprune.errors import InputError
+from netprune.evaluation import evaluate
+from netprune.models import weights_digest
+from netprune.packing import unpack
+from netprune.recipes import TrainConfig, recipe
+from netprune.scanner import ScanConfig
+from netprune.stopping import LearningCurve
+from netprune.training import train
+from sweeps import artifacts, report, search_sparsity, tracking
+from sweeps import train as train_command
+from sweeps.page import render
+from sweeps.stages import comparing, pipeline, trials
+from sweeps.stages import reporting as stage
+from sweeps.stages.registering import run_register
+from sweeps.stages.repeating import repeat, search_command
+from sweeps.stages.reporting import PAGE, run_report
+from sweeps.stages.scanning import ScanRequest
+from sweeps.stages.searching import SearchRequest, run_search
+from sweeps.stages.source import DataRequest, Source, SourceRequest
+from sweeps.stages.studies import FoundStudy, find_study
+from sweeps.stages.training import TrainRequest
+from sweeps.table import count, percent
+
+SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32"))
+REQUEST = SearchRequest(
+    max_drop=(50.0,), trials=3, batch_size=16, study_name="small", sampler="random", confirm_epochs=1.0, scan=SCAN
+)
+DATA = DataRequest(dataset="tiny", data_dir=".")
+DRAWN = {
+    "size_against_accuracy",
+    "trials",
+    "parameters_per_layer",
+    "sensitivity",
+    "confusion",
+    "weights_before",
+    "weights_before_nonzero",
+    "weights_after",
+    "weights_after_nonzero",
+}
+
+
+@pytest.fixture
+def source(tiny_net, tiny_header, tiny_dataset, store, monkeypatch):
+    """A trained network; `report` and `register` find its data too."""
+    train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
+    header = replace(tiny_header, dense_digest=weights_digest(tiny_net))
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
+    return Source(tiny_net, header, tiny_dataset, DATA, "here")
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """The pages that were rendered, as data."""
+    found = []
+    monkeypatch.setattr(stage, "render", lambda page: found.append(page) or render(page))
+    return found
+
+
+@pytest.fixture
+def rendered(pages, monkeypatch):
+    """The same without figures, which take most of the time."""
+    monkeypatch.setattr(stage, "draw", lambda *_: {})
+    return pages
+
+
+def figures_of(run_id):
+    return {file.path.removeprefix("figures/") for file in mlflow.MlflowClient().list_artifacts(run_id, "figures")}
+
+
+def test_report_of_a_registered_study_keeps_page_and_figures_in_its_run(source, pages):
+    won = run_search(source, REQUEST).floors[0].confirmed
+    registered = run_register("small", "", DATA)
+    made = run_report("small")
+    kept = artifacts.read_artifact(made.run_id, PAGE).decode()
+    (page,) = pages
+    assert kept == render(page)
+    assert f"{count(won.size_bytes)} bytes" in kept
+    assert f"at least {percent(won.lower)}" in kept
+    assert set(made.figures) - {"disagreements"} == DRAWN
+    assert figures_of(made.run_id) == {f"{name}.png" for name in made.figures}
+    for name, plot in page.plots.items():
+        assert artifacts.read_artifact(made.run_id, f"figures/{name}.png") == plot.png
+    (floor,) = page.floors
+    assert floor.network.packed_bytes == won.size_bytes
+    assert floor.accuracies == won.accuracies
+    assert floor.network.test.value == registered.versions[0].measured.test_accuracy
+    assert page.dense.test.value == registered.dense.test_accuracy
+    assert {floor.network.val.images, floor.network.test.images, page.dense.val.images} == {24}
+    assert page.file_bytes == pytest.approx(won.size_bytes)
+    assert "models:/net10-w2-tiny/1" in page.steps[0].command
+
+
+def test_report_counts_what_dense_and_pruned_take_images_for(source, rendered):
+    run_search(source, REQUEST)
+    run_report("small")
+    (page,) = rendered
+    shown = unpack(artifacts.read_artifact(find_study("small").winners()[0].run.run_id, trials.PACKED_FILE)).model
+    found, val = page.comparison, source.dataset.val
+    of_dense, of_pruned = (evaluate(net, val, source.dataset).accuracy for net in (source.model, shown))
+    assert found.images == 24
+    assert (found.only_dense - found.only_pruned) / 24 == pytest.approx(of_dense - of_pruned)
+    assert len(found.examples) == found.differ <= 24
+    assert all(one.dense != one.pruned and one.png[1:4] == b"PNG" for one in found.examples)
+
+
+def test_report_never_reads_test(source, rendered, tiny_dataset, monkeypatch):
+    run_search(source, REQUEST)
+    blind = replace(tiny_dataset, test=None)
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (blind, None))
+    made = run_report("small")
+    assert "test is not read until the network is registered" in artifacts.read_artifact(made.run_id, PAGE).decode()
+
+
+def test_report_twice_replaces_page_and_figures(source):
+    run_search(source, REQUEST)
+    first = run_report("small")
+    page, before = artifacts.read_artifact(first.run_id, PAGE), len(mlflow.search_runs(search_all_experiments=True))
+    assert run_report("small") == first
+    assert artifacts.read_artifact(first.run_id, PAGE) == page
+    assert len(mlflow.search_runs(search_all_experiments=True)) == before
+
+
+def test_report_of_an_unconfirmed_study_shows_the_best_trial_and_says_so(source, rendered):
+    outcome = run_search(source, replace(REQUEST, confirm_seeds=0))
+    run_report("small")
+    (page,) = rendered
+    assert page.confirmed == ()
+    assert "which is not confirmed" in page.shown
+    assert page.shown_network.packed_bytes == outcome.floors[0].best.score.size_bytes
+    assert "confirm-seeds 2" in page.steps[0].command
+    assert "is no promise" in render(page)
+
+
+def test_report_of_a_floor_that_no_bound_meets_says_what_may_help(source, rendered):
+    run_search(source, replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0))
+    run_report("small")
+    (page,) = rendered
+    assert page.tried
+    assert page.confirmed == ()
+    assert "with 95 % confidence, so nothing is registered" in page.steps[0].text
+    assert "no candidate was at the floor" in render(page)
+
+
+def test_report_of_several_floors_has_each_floors_network(source, rendered):
+    outcome = run_search(source, replace(REQUEST, max_drop=(30.0, 60.0)))
+    run_report("small")
+    (page,) = rendered
+    assert [one.floor for one in page.floors] == pytest.approx([one.floor for one in outcome.floors], abs=1e-6)
+    sizes = [one.network and one.network.packed_bytes for one in page.floors]
+    assert sizes == [one.confirmed and one.confirmed.size_bytes for one in outcome.floors]
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Let every trial look like one that ended far below the floor, and be a control or not."""
+
+    def arrange(*, control):
+        monkeypatch.setattr(trials, "is_control", lambda *_: control)
+        curves = [LearningCurve(checks={0.5: 1.1}, final=0.01)]
+        monkeypatch.setattr(trials.Trials, "curves", property(lambda _: curves, lambda *_: None), raising=False)
+
+    return arrange
+
+
+def test_report_of_trials_that_all_stopped_early_shows_the_dense_network_and_why(source, pages, judged):
+    judged(control=False)
+    run_search(source, replace(REQUEST, trials=2))
+    made = run_report("small")
+    (page,) = pages
+    assert (page.shown, page.layers, page.comparison) == ("", (), None)
+    assert set(made.figures) == DRAWN - {"confusion", "weights_after", "weights_after_nonzero"}
+    assert (page.stopping.stopped, page.stopping.saved_epochs, page.stopping.spent_epochs) == (2, 1.0, 1.0)
+    assert all("at 50 % of its finetuning" in one.ending and one.val is None for one in page.trials)
+    assert page.stages == ()
+
+
+def test_report_counts_a_control_that_ended_at_the_floor_as_a_wrong_verdict(source, rendered, judged):
+    judged(control=True)
+    run_search(source, replace(REQUEST, trials=2, confirm_seeds=0))
+    run_report("small")
+    (page,) = rendered
+    feasible = sum(one.feasible for one in page.trials)
+    assert (page.stopping.controls, page.stopping.wrong, page.stopping.stopped) == (2, feasible, 0)
+    assert all("as a control: at 50 %" in one.ending for one in page.trials)
+
+
+def test_report_seconds_are_the_sums_of_the_trials(source, rendered):
+    run_search(source, replace(REQUEST, confirm_seeds=0))
+    run_report("small")
+    logged = [trial.metrics["seconds/finetune"] for trial in find_study("small").trials]
+    stages = {one.name: one for one in rendered[0].stages}
+    assert stages["finetune"].seconds == pytest.approx(sum(logged))
+    assert {name for name, one in stages.items() if one.passes} <= {"finetune", "evaluate", "quantise"}
+
+
+def test_report_without_the_data_says_so_and_has_all_else(source, pages, monkeypatch):
+    run_search(source, REQUEST)
+
+    def absent(_):
+        raise InputError("CIFAR-10 is not in /there.")
+
+    monkeypatch.setattr("sweeps.stages.studies.open_data", absent)
+    made = run_report("small")
+    assert set(made.figures) == DRAWN - {"confusion"}
+    assert "cannot be opened here" in pages[0].no_comparison
+    assert "CIFAR-10 is not in /there." in pages[0].no_comparison
+
+
+def test_report_with_other_data_compares_nothing(source, rendered, tiny_dataset, monkeypatch):
+    run_search(source, REQUEST)
+    wrong = replace(tiny_dataset, val=replace(tiny_dataset.val, labels=(tiny_dataset.val.labels + 1) % 3))
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (wrong, None))
+    run_report("small")
+    assert "is not the study's" in rendered[0].no_comparison
+    other = replace(tiny_dataset, classes=("a", "b", "c"))
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (other, None))
+    run_report("small")
+    assert "other classes" in rendered[1].no_comparison
+
+
+def test_comparison_shows_first_what_pruning_has_lost():
+    labels, dense = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 2])
+    pruned = np.array([0, 0, 2, 1, 0])
+    assert comparing.choose_images(labels, dense, pruned).tolist() == [2, 4, 1]
+    assert len(comparing.choose_images(np.zeros(99, int), np.zeros(99, int), np.ones(99, int))) == comparing.MOST_SHOWN
+
+
+def options(command):
+    """Click's reading of a command line of ours."""
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "sweeps.search_sparsity"]
+    return search_sparsity.main.make_context("search", words[3:]).params
+
+
+@pytest.mark.parametrize("changes", [{"max_drop": (30.0, 60.5)}, {"accuracy_floor": 40.0}], ids=["drops", "floor"])
+def test_search_command_of_a_study_is_one_that_asks_for_it_again(source, changes):
+    request = replace(REQUEST, **changes, trials=2, confirm_seeds=0, epochs=50.0, values="fp16")
+    run_search(source, request)
+    again = options(search_command(find_study("small")))
+    assert (again["model_uri"], again["weights"]) == ("here", "")
+    assert again["sparsities"] == "0.5,1.0"
+    if "accuracy_floor" in changes:
+        assert again["accuracy_floor"] == 40
+    else:
+        assert again["max_drop"] == "30.0,60.5"
+        assert again["accuracy_floor"] == 0
+    plain = {each.name for each in fields(SearchRequest)} - {"max_drop", "accuracy_floor", "timeout", "scan"}
+    assert {name: again[name] for name in plain} == {name: getattr(request, name) for name in plain}
+    run_search(source, replace(request, trials=3))
+    assert options(search_command(find_study("small")))["trials"] == 3
+    assert options(search_command(find_study("small"), trials=9))["trials"] == 9
+
+
+def test_search_command_of_weights_names_the_file_and_its_architecture(source):
+    run_search(replace(source, origin="/there/my net.pt"), replace(REQUEST, trials=1, confirm_seeds=0))
+    again = options(search_command(find_study("small")))
+    assert (again["weights"], again["model"], again["width"]) == ("/there/my net.pt", "net10", 2)
+    assert again["model_uri"] == ""
+
+
+def run(*arguments):
+    return CliRunner().invoke(report.main, list(arguments))
+
+
+def test_report_command_prints_the_table_and_writes_the_page(source, rendered, store):
+    run_search(source, replace(REQUEST, confirm_seeds=0))
+    result = run("--study-name", "small", "--out", "page.html")
+    assert result.exit_code == 0, result.output
+    assert "val accuracy" in result.output
+    assert "report.html" in result.output
+    written = (store / "page.html").read_bytes()
+    assert written == artifacts.read_artifact(find_study("small").run.run_id, PAGE)
+    assert not [path for path in store.iterdir() if path.name.startswith(".page")]
+
+
+def test_report_command_never_replaces_a_file(source, store):
+    run_search(source, replace(REQUEST, confirm_seeds=0, trials=1))
+    (store / "page.html").write_bytes(b"mine")
+    result = run("--out", "page.html")
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "Error: page.html is there already: name another file with out, or remove it."
+    assert (store / "page.html").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["document", "fast"])
+def test_repeat_names_the_training_by_its_recipe(store, name):
+    wanted = recipe(name, epochs=3, max_lr=0.02, seed=5)
+    config = {key: value for key, value in asdict(wanted).items() if key != "format"}
+    described = {"precision": "fp32", "model": "net10", "width": 2, "weights": "", "dataset": "digits", "data_dir": "d"}
+    with tracking.tracked_run("train", "t", {**config, **described, "device": "cpu"}) as run_id:
+        pass
+    params = {"origin": run_id, "max_drop": "(1.0,)", "accuracy_floor": "90.0000", "trials": "3"}
+    run = tracking.FoundRun(
+        "r",
+        "study",
+        "FINISHED",
+        {"version.torch": "2.0", "mlflow.source.git.commit": "abc"},
+        {f"search.{key}": value for key, value in params.items()},
+        {"dense_val_accuracy": 0.91},
+    )
+    found = repeat(FoundStudy("small", run, ()))
+    words = shlex.split(found.commands[0].command)
+    again = train_command.main.make_context("train", words[3:]).params
+    figures = {key: again[key] for key in train_command.FIGURES}
+    assert recipe(again["recipe"], **figures) == wanted
+    assert {key: again[key] for key in described} == described
+    assert (found.versions, found.commit) == ({"torch": "2.0"}, "abc")
+    assert "--max-drop 1.0" in found.commands[1].command
+
+
+def test_pipeline_with_nothing_confirmed_still_makes_the_page(store, monkeypatch):
+    made = []
+    training = TrainRequest(
+        data=DataRequest(dataset="digits", data_dir="."), source=SourceRequest(), config=recipe("fast")
+    )
+
+    def refuse(*_):
+        raise InputError("none")
+
+    monkeypatch.setattr(pipeline, "run_training", lambda _: SimpleNamespace(run_id="r"))
+    monkeypatch.setattr(pipeline, "open_source", lambda *_: None)
+    monkeypatch.setattr(pipeline, "run_search", lambda *_: SimpleNamespace(study_name="small"))
+    monkeypatch.setattr(pipeline, "run_register", refuse)
+    monkeypatch.setattr(pipeline, "run_report", made.append)
+    with pytest.raises(InputError, match="none"):
+        pipeline.run_pipeline(training, REQUEST)
+    assert made == ["small"]
