@@ -23,6 +23,7 @@ SPLIT_SEED = 0
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PROBE_SECONDS = 4.0
+DIGEST_IMAGES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,18 @@ class Split:
             rows = index.cpu() if self.rows is None else self.rows[index.cpu()]
             return dataclasses.replace(self, labels=self.labels[index], rows=rows)
         return Split(self.images[index], self.labels[index])
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all labels and of 4,096 images spread evenly over the split, or all if it has no more.
+
+        Not of every image: a streamed split would be read from end to end for it.
+        """
+        chosen = torch.linspace(0, len(self) - 1, min(len(self), DIGEST_IMAGES), dtype=torch.float64).round().long()
+        images = self.images[chosen if self.rows is None else self.rows[chosen]]
+        sha = hashlib.sha256()
+        for tensor in (self.labels, images):
+            sha.update(tensor.cpu().numpy().tobytes())
+        return sha.hexdigest()
 
     def first(self, count: int) -> Split:
         """The first `count` images, on the device of the labels."""

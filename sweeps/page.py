@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,170 +10,26 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from netprune.confidence import interval
+from sweeps.findings import (
+    CandidateRow,
+    Comparison,
+    FloorResult,
+    LayerRow,
+    LostTrial,
+    Network,
+    Plot,
+    Repeat,
+    StageSeconds,
+    Step,
+    Stopping,
+    TrialRow,
+)
 from sweeps.progress import duration
 from sweeps.table import count, percent
 
 TEMPLATE = "page.html"
 MOST_LISTED = 10
 """Trials in the table that is always open."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Accuracy:
-    """One network's accuracy on one split."""
-
-    value: float
-    """In [0, 1]."""
-    se: float
-    """Standard error that the images leave."""
-    images: int | None
-    """That it was measured on; None if the run does not say."""
-
-    @property
-    def interval(self) -> str:
-        """The two-sided 95 % confidence interval, in words; empty without the number of images."""
-        if not self.images:
-            return ""
-        low, high = interval(self.value, self.images)
-        return f"{100 * low:.2f} to {100 * high:.2f} %"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Network:
-    """One network as the table of networks shows it."""
-
-    label: str
-    val: Accuracy
-    test: Accuracy | None
-    """None where test has not been read for it."""
-    nonzero_bytes: int
-    packed_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FloorResult:
-    """What the study has for one floor."""
-
-    floor: float
-    """In [0, 1]."""
-    network: Network | None
-    """The confirmed one."""
-    accuracies: tuple[float, ...] = ()
-    """Its validation accuracies, one a fresh seed."""
-    lower: float = 0.0
-    """Lower end of the one-sided 95 % confidence interval of its accuracy."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerRow:
-    """One tensor, or several together, in the file."""
-
-    name: str
-    parameters: int | None
-    """None for what is no tensor."""
-    kept: int | None
-    bytes: float
-    """Of the packed file."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialRow:
-    """One trial of the study."""
-
-    name: str
-    val: Accuracy | None
-    """None for one that stopped early."""
-    sparsity: float | None
-    size_bytes: int
-    """The objective; an estimate for one that stopped early."""
-    feasible: bool
-    """Whether it meets the highest floor."""
-    epochs: float
-    """Finetune epochs that it took."""
-    ending: str
-    """How it ended, with the reason if that was early."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stopping:
-    """What stopping early saved, and how often it would have been wrong."""
-
-    trials: int
-    stopped: int
-    spent_epochs: float
-    saved_epochs: float
-    controls: int
-    """Trials with a verdict that was not acted upon."""
-    wrong: int
-    """Those of them that ended at the lowest floor."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageSeconds:
-    """What one stage took, over all trials that ran to their end."""
-
-    name: str
-    seconds: float
-    passes: bool
-    """Whether it consists of passes through the network."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
-    """An image that the two networks take for different classes."""
-
-    png: bytes
-    truth: str
-    dense: str
-    pruned: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """Dense and pruned network on the same validation images."""
-
-    images: int
-    differ: int
-    """Images that they take for different classes."""
-    only_dense: int
-    """Of these, those that the dense network alone has right."""
-    only_pruned: int
-    examples: tuple[Example, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plot:
-    """A figure, drawn."""
-
-    png: bytes
-    title: str
-    """In words: what is read out where it cannot be seen."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the PNG's header."""
-        width, height = struct.unpack(">II", self.png[16:24])
-        return width, height
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """Something to do, and the command that does it."""
-
-    text: str
-    command: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Repeat:
-    """All it takes to do the study again."""
-
-    commands: tuple[Step, ...]
-    versions: Mapping[str, str]
-    commit: str
-    """Of the code; empty if the run does not say."""
-    params: Mapping[str, str]
-    """Of the study's run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,6 +47,8 @@ class StudyPage:
     """The highest first."""
     tried: bool
     """Whether candidates were confirmed."""
+    candidates: tuple[CandidateRow, ...]
+    """The smallest first."""
     shown: str
     """Which pruned network layers, weights and images are of; empty for none."""
     shown_network: Network | None
@@ -199,6 +56,7 @@ class StudyPage:
     """Of the shown network's file: together they are all of it."""
     trials: tuple[TrialRow, ...]
     """In the order they ran."""
+    lost: tuple[LostTrial, ...]
     stopping: Stopping
     stages: tuple[StageSeconds, ...]
     comparison: Comparison | None
@@ -207,6 +65,8 @@ class StudyPage:
     plots: Mapping[str, Plot]
     steps: tuple[Step, ...]
     """What next."""
+    storage: str
+    """Where the study lives, for the commands that go on with it; empty for the working directory."""
     repeat: Repeat
 
     @property
@@ -219,6 +79,18 @@ class StudyPage:
         """Trials that meet the floor and then the others that ran to their end, each by size: the first few of them."""
         finished = [trial for trial in self.trials if trial.val is not None]
         return tuple(sorted(finished, key=lambda trial: (not trial.feasible, trial.size_bytes))[:MOST_LISTED])
+
+    @property
+    def seconds(self) -> float:
+        """All that trials and confirmations took."""
+        return sum(stage.trials + stage.confirmations for stage in self.stages) + self.stopping.seconds
+
+    @property
+    def passes_share(self) -> float | None:
+        """Share of passes through the network in what ran to its end; None if nothing did."""
+        whole = [(stage.passes, stage.trials + stage.confirmations) for stage in self.stages]
+        total = sum(seconds for _, seconds in whole)
+        return sum(seconds for passes, seconds in whole if passes) / total if total else None
 
     @property
     def file_bytes(self) -> float:

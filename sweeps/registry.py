@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 import netprune
 from netprune.errors import InputError
@@ -62,15 +64,31 @@ def register_model(
 ) -> int:
     """Register a logged model under `name`, with its aliases; whole, or not at all.
 
+    The version names the run and the model, and the model its version, as `mlflow.register_model` would do it (which
+    takes no description, and has a run only by the model's).
+
+    Args:
+        model_uri: `models:/<model id>`, as `log_model` returns it.
+        name: of the registered model.
+        run_id: the run that registers it.
+        tags: of the version.
+        description: of the version, as Markdown.
+        aliases: that shall name this version.
+
     Returns:
         The new version's number.
     """
     client = mlflow.MlflowClient()
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    version = client.create_model_version(name, model_uri, run_id=run_id, tags=dict(tags), description=description)
+    model_id = model_uri.removeprefix("models:/")
+    version = client.create_model_version(
+        name, model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
+    )
     try:
         give_aliases(name, int(version.version), aliases)
+        known = json.dumps([{"name": name, "version": str(version.version)}])
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: known})
     except BaseException:
         client.delete_model_version(name, version.version)
         raise

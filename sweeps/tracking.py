@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import platform
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,12 @@ from sweeps.secrets import masked
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError)
 STAGE, FEASIBLE, STUDY, TRIAL = "netprune.stage", "feasible", "netprune.study", "netprune.trial"
+CONFIRMED = "confirmed"
+"""Tag: of a study, whether its highest floor has a confirmed network; of a confirmation, whether its network is one."""
+STORAGE = "netprune.storage"
+"""Tag: where a study lives, without its password, if that is not the file in the working directory."""
+NOTE, NOTE_LETTERS = "mlflow.note.content", 8000
+"""Tag: what a run says of itself, as Markdown; MLflow keeps no more letters."""
 SESSION = "netprune.session"
 """Tag: which worker's session a run belongs to."""
 PROCESS = "netprune.process/"
@@ -154,6 +161,7 @@ def tracked_run(
             yield run_id
         return
     versions = {f"version.{package}": importlib.metadata.version(package) for package in PACKAGES}
+    versions["version.python"] = platform.python_version()
     opener = PROCESS + uuid.uuid4().hex[:12]
     all_tags = {STAGE: stage, **versions, opener: str(ProcessId.mine()), **(tags or {})}
     outer = mlflow.active_run()
@@ -209,9 +217,13 @@ def log_curves(curves: Mapping[str, Mapping[int, float]]) -> None:
         mlflow.MlflowClient().log_batch(active_run_id(), metrics=points[start : start + 1000])
 
 
-def set_tags(tags: Mapping[str, str]) -> None:
-    """Tag the active run."""
-    mlflow.set_tags(dict(tags))
+def set_tags(tags: Mapping[str, str], run_id: str | None = None) -> None:
+    """Tag the active run, or another, which need not be open."""
+    if run_id is None:
+        mlflow.set_tags(dict(tags))
+        return
+    for name, value in tags.items():
+        mlflow.MlflowClient().set_tag(run_id, name, value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,21 @@ def test_split_indices_leave_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("count", [1, 7, 5000])
+def test_split_digest_goes_by_images_and_labels_streamed_or_not(count):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 2, 2), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.arange(count) % 10)
+    digest = split.digest()
+    assert len(digest) == 64
+    assert Split(images.clone(), split.labels.clone()).digest() == digest
+    assert replace(split, labels=(split.labels + 1) % 10).digest() != digest
+    assert replace(split, images=255 - images).digest() != digest
+    order = torch.randperm(count, generator=generator)
+    pool = Split(images[order], split.labels[order], streamed=True)  # the same images, kept in another order
+    assert pool.take(order.argsort()).digest() == digest
+
+
 def test_load_dataset_unknown_name_is_refused_with_the_choices(tmp_path):
     with pytest.raises(InputError, match=r"'cifar11'.*cifar10.*digits.*train/"):
         load_dataset("cifar11", tmp_path)

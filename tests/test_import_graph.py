@@ -83,18 +83,21 @@ def test_scipy_is_imported_for_curves_and_quantiles_only():
 
 
 def test_mlflow_and_optuna_are_imported_in_their_own_rooms_only():
-    assert importers("mlflow") == {"sweeps.tracking", "sweeps.artifacts", "sweeps.registry", "sweeps.experiment"}
+    rooms = ("tracking", "artifacts", "inputs", "registry", "experiment")
+    assert importers("mlflow") == {f"sweeps.{room}" for room in rooms}
     assert importers("optuna") == {"sweeps.study", "sweeps.proposing", "sweeps.storage"}
 
 
 def test_the_page_knows_its_data_only():
     assert importers("jinja2") == {"sweeps.page"}
-    assert GRAPH["sweeps.page"] & TREES.keys() == {"netprune.confidence", "sweeps.progress", "sweeps.table"}
+    known = {"netprune.confidence", "sweeps.findings", "sweeps.progress", "sweeps.table"}
+    assert GRAPH["sweeps.page"] & TREES.keys() == known
+    assert GRAPH["sweeps.findings"] & TREES.keys() == {"netprune.confidence"}
 
 
 def test_figures_are_drawn_in_their_rooms_only():
     drawing = {name for name in importers("matplotlib") if not name.startswith("sweeps.figures.")}
-    assert drawing <= {"sweeps.tracking", *(name for name in GRAPH if name.startswith("sweeps.stages."))}
+    assert drawing <= {"sweeps.artifacts", *(name for name in GRAPH if name.startswith("sweeps.stages."))}
 
 
 def test_commands_are_imported_by_nobody():

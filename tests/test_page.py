@@ -10,22 +10,23 @@ import numpy as np
 import pytest
 
 from sweeps import figures
-from sweeps.page import (
+from sweeps.findings import (
     Accuracy,
+    CandidateRow,
     Comparison,
     Example,
     FloorResult,
     LayerRow,
+    LostTrial,
     Network,
     Plot,
     Repeat,
     StageSeconds,
     Step,
     Stopping,
-    StudyPage,
     TrialRow,
-    render,
 )
+from sweeps.page import StudyPage, render
 
 VOID = {"meta", "img", "br"}
 HOSTILE = "<script>alert('x')</script>\"&"
@@ -45,6 +46,11 @@ def network(label, packed_bytes, *, test=True):
     return Network(label=label, nonzero_bytes=4 * packed_bytes, packed_bytes=packed_bytes, **of)
 
 
+def floor_result(floor, accepted, lower):
+    """A floor with a confirmed network."""
+    return FloorResult(floor=floor, network=accepted, seeds=(1000, 1001), accuracies=(0.81, 0.8), lower=lower)
+
+
 def trial(number, *, stopped=False):
     return TrialRow(
         name=f"trial {number:03d}",
@@ -57,6 +63,20 @@ def trial(number, *, stopped=False):
     )
 
 
+def stopped(number):
+    """Three trials, of which so many stopped after a quarter."""
+    return Stopping(
+        trials=3,
+        stopped=number,
+        spent_epochs=3 - 0.75 * number,
+        saved_epochs=0.75 * number,
+        looks={0.25: number} if number else {},
+        seconds=10.0 * number,
+        controls=4 * number,
+        wrong=number,
+    )
+
+
 @pytest.fixture
 def page():
     """A study of one floor with a confirmed and registered network."""
@@ -66,8 +86,28 @@ def page():
         about="net10-w16 on digits",
         objective="packed size",
         dense=network("dense", 1_568_217),
-        floors=(FloorResult(floor=0.79, network=network("pruned", 194_201), accuracies=(0.81, 0.8), lower=0.795),),
+        floors=(floor_result(0.79, network("pruned", 194_201), 0.795),),
         tried=True,
+        candidates=(
+            CandidateRow(
+                name="trial 014",
+                size_bytes=180_000,
+                epochs="3",
+                seeds=(1000,),
+                accuracies=(0.75,),
+                lower=None,
+                verdict="given up after one seed",
+            ),
+            CandidateRow(
+                name="trial 012",
+                size_bytes=194_201,
+                epochs="3",
+                seeds=(1000, 1001),
+                accuracies=(0.81, 0.8),
+                lower=0.795,
+                verdict="confirmed",
+            ),
+        ),
         shown="the confirmed network",
         shown_network=network("the confirmed network", 194_201),
         layers=(
@@ -75,15 +115,17 @@ def page():
             LayerRow(name="header and checksums", parameters=None, kept=None, bytes=201.0),
         ),
         trials=(trial(0), trial(1), trial(2, stopped=True)),
-        stopping=Stopping(trials=3, stopped=1, spent_epochs=2.25, saved_epochs=0.75, controls=4, wrong=1),
+        lost=(LostTrial(name="trial 003", why="DivergedError: the loss is no number"),),
+        stopping=stopped(1),
         stages=(
-            StageSeconds(name="finetune", seconds=30.0, passes=True),
-            StageSeconds(name="pack", seconds=10, passes=False),
+            StageSeconds(name="finetune", trials=20.0, confirmations=10.0, passes=True),
+            StageSeconds(name="pack", trials=6.0, confirmations=4.0, passes=False),
         ),
         comparison=None,
         no_comparison="The data cannot be opened here.",
         plots={},
         steps=(Step(text="Register it:", command="python -m sweeps.register"),),
+        storage="",
         repeat=Repeat(
             commands=(Step(text="Search:", command="python -m x"),), versions={"torch": "2"}, commit="", params={}
         ),
@@ -120,7 +162,7 @@ class Reader(HTMLParser):
 def test_page_with_a_confirmed_network_has_its_headline(page):
     text = Reader(render(page)).text
     assert "194,201 bytes" in text
-    assert "12.38 % of the dense file's 1,568,217" in text
+    assert "12.38 % of the dense file's 1,568,217: 8.1 times smaller" in text
     assert "81.00 ± 0.55 % validation" in text
     assert "test 80.00 ± 0.57 %; dense 80.00 ± 0.57 %" in text
     assert "at least 79.50 % with 95 % confidence, over 2 fresh seeds; floor 79.00 %" in text
@@ -140,7 +182,7 @@ def test_page_before_registering_says_that_test_is_not_read(page):
 @pytest.mark.parametrize(("tried", "why"), [(True, "once it had been finetuned again"), (False, "is no promise")])
 def test_page_without_a_confirmed_network_says_so(page, tried, why):
     none = FloorResult(floor=0.79, network=None)
-    text = Reader(render(replace(page, floors=(none,), tried=tried))).text
+    text = Reader(render(replace(page, floors=(none,), tried=tried, candidates=()))).text
     assert "Nothing is confirmed:" in text
     assert why in text
     assert "How small" not in text
@@ -150,8 +192,8 @@ def test_page_without_a_confirmed_network_says_so(page, tried, why):
 def test_page_of_several_floors_has_a_row_and_a_line_for_each(page):
     floors = (
         FloorResult(floor=0.8, network=None),
-        FloorResult(floor=0.79, network=network("floor 79.00 %", 194_201), accuracies=(0.81, 0.8), lower=0.795),
-        FloorResult(floor=0.7, network=network("floor 70.00 %", 90_000), accuracies=(0.75, 0.74), lower=0.73),
+        floor_result(0.79, network("floor 79.00 %", 194_201), 0.795),
+        floor_result(0.7, network("floor 70.00 %", 90_000), 0.73),
     )
     text = Reader(render(replace(page, floors=floors))).text
     assert "Floor 80.00 %: no network is confirmed." in text
@@ -170,11 +212,44 @@ def test_page_says_what_stopping_saved_and_how_often_it_was_wrong(page):
     assert "3 trials took 2.25 finetune epochs. 1 stopped early, which saved 0.75 of them (25.00 %" in text
     assert "1 of 4 such trials ended at the floor all the same, so 25.00 % of verdicts were wrong" in text
     assert "95 % interval 5 to 70 %" in text
-    assert "75.00 % of it are passes" in text
-    calm = Stopping(trials=3, stopped=0, spent_epochs=3, saved_epochs=0, controls=0, wrong=0)
-    text = Reader(render(replace(page, stopping=calm))).text
+    assert "1 at 25 % of the finetuning, each because an earlier trial that was better there" in text
+    text = Reader(render(replace(page, stopping=stopped(0)))).text
     assert "None stopped early." in text
     assert "nothing here says how often verdicts are wrong" in text
+
+
+def test_page_seconds_are_of_trials_confirmations_and_what_stopped(page):
+    assert page.seconds == 50
+    assert page.passes_share == 0.75
+    text = Reader(render(page)).text
+    assert "finetune (passes) 20.0 s 10.0 s 60.00 %" in text
+    assert "pack 6.0 s 4.0 s 20.00 %" in text
+    assert "trials that stopped early, whole 10.0 s 20.00 %" in text
+    assert "Of what ran to its end, 75.00 % are passes" in text
+    none = replace(page, stages=(), stopping=stopped(0))
+    assert none.passes_share is None
+    assert "Seconds by stage" not in Reader(render(none)).text
+
+
+def test_page_lists_every_candidate_with_its_seeds_and_verdict(page):
+    text = Reader(render(page)).text
+    assert "it had 81.00 % (seed 1000), 80.00 % (seed 1001); the most accurate ships." in text
+    assert "All 2 candidates that were finetuned again" in text
+    assert "trial 014 180,000 3 75.00 % (seed 1000) given up after one seed" in text
+    assert "trial 012 194,201 3 79.50 % 81.00 % (seed 1000), 80.00 % (seed 1001) confirmed" in text
+    assert "finetuned again</summary>" not in render(replace(page, candidates=()))
+
+
+def test_page_names_trials_without_a_result_and_why(page):
+    text = Reader(render(page)).text
+    assert "1 more came to no result and does not count: trial 003: DivergedError: the loss is no number" in text
+    assert "came to no result" not in Reader(render(replace(page, lost=()))).text
+
+
+def test_page_of_a_study_in_a_database_says_where_it_lives(page):
+    assert "NETPRUNE_STORAGE" not in render(page)
+    text = Reader(render(replace(page, storage="postgresql://me:***@host/db"))).text
+    assert "The study lives in postgresql://me:***@host/db: set NETPRUNE_STORAGE" in text
 
 
 def test_page_lists_the_smallest_trials_that_meet_the_floor_first(page):
@@ -191,6 +266,9 @@ def hostile(page):
         layers=(replace(page.layers[0], name=HOSTILE), page.layers[1]),
         shown=HOSTILE,
         trials=(replace(page.trials[0], name=HOSTILE, ending=HOSTILE),),
+        lost=(LostTrial(name=HOSTILE, why=HOSTILE),),
+        candidates=(replace(page.candidates[0], name=HOSTILE, verdict=HOSTILE),),
+        storage=HOSTILE,
         comparison=Comparison(
             images=10,
             differ=1,
@@ -233,6 +311,7 @@ def test_page_is_a_document_for_phone_print_and_dark(page):
     assert text.startswith("<!DOCTYPE html>")
     assert 'name="viewport" content="width=device-width, initial-scale=1"' in text
     assert "@media print" in text
+    assert "details::details-content { content-visibility: visible" in text  # nothing stays folded on paper
     assert "prefers-color-scheme: dark" in text
     read = Reader(text)
     assert ("html", "lang", "en") in read.attributes

@@ -1,5 +1,7 @@
 """Packed files as MLflow models: by run, by version and by alias, whole or not at all."""
 
+import json
+
 import mlflow
 import numpy as np
 import pytest
@@ -35,6 +37,10 @@ def test_model_logged_is_fetched_by_run_and_by_alias_bit_for_bit(store):
         assert found.header == header
         assert by == run_id
     assert registry.find_version("small", {"k": "v"}) == (version, run_id)
+    (model,) = mlflow.search_logged_models(output_format="list")
+    assert model.source_run_id == run_id
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "small", "version": str(version)}]
+    assert mlflow.MlflowClient().get_model_version("small", str(version)).run_id == run_id
     assert registry.find_version("small", {"k": "w"}) is None
     assert registry.find_version("none", {}) is None
 

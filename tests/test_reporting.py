@@ -22,11 +22,13 @@ from sweeps import train as train_command
 from sweeps.page import render
 from sweeps.stages import comparing, pipeline, trials
 from sweeps.stages import reporting as stage
+from sweeps.stages.confirming import FRESH
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import repeat, search_command
 from sweeps.stages.reporting import PAGE, run_report
+from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
-from sweeps.stages.searching import SearchRequest, run_search
+from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source, SourceRequest
 from sweeps.stages.studies import FoundStudy, find_study
 from sweeps.stages.training import TrainRequest
@@ -93,7 +95,12 @@ def test_report_of_a_registered_study_keeps_page_and_figures_in_its_run(source, 
         assert artifacts.read_artifact(made.run_id, f"figures/{name}.png") == plot.png
     (floor,) = page.floors
     assert floor.network.packed_bytes == won.size_bytes
-    assert floor.accuracies == won.accuracies
+    assert (floor.seeds, floor.accuracies) == ((FRESH, FRESH + 1), won.accuracies)
+    (candidate,) = (one for one in page.candidates if one.verdict == "confirmed")
+    assert (candidate.size_bytes, candidate.accuracies) == (won.size_bytes, won.accuracies)
+    assert candidate.lower == pytest.approx(won.lower)
+    assert next(one for one in page.stages if one.name == "finetune").confirmations > 0
+    assert "--model-name net10-w2-tiny" in page.repeat.commands[-2].command
     assert floor.network.test.value == registered.versions[0].measured.test_accuracy
     assert page.dense.test.value == registered.dense.test_accuracy
     assert {floor.network.val.images, floor.network.test.images, page.dense.val.images} == {24}
@@ -183,6 +190,8 @@ def test_report_of_trials_that_all_stopped_early_shows_the_dense_network_and_why
     assert (page.stopping.stopped, page.stopping.saved_epochs, page.stopping.spent_epochs) == (2, 1.0, 1.0)
     assert all("at 50 % of its finetuning" in one.ending and one.val is None for one in page.trials)
     assert page.stages == ()
+    assert page.stopping.looks == {0.5: 2}
+    assert page.seconds == page.stopping.seconds > 0
 
 
 def test_report_counts_a_control_that_ended_at_the_floor_as_a_wrong_verdict(source, rendered, judged):
@@ -200,8 +209,28 @@ def test_report_seconds_are_the_sums_of_the_trials(source, rendered):
     run_report("small")
     logged = [trial.metrics["seconds/finetune"] for trial in find_study("small").trials]
     stages = {one.name: one for one in rendered[0].stages}
-    assert stages["finetune"].seconds == pytest.approx(sum(logged))
+    assert stages["finetune"].trials == pytest.approx(sum(logged))
+    assert stages["finetune"].confirmations == 0
     assert {name for name, one in stages.items() if one.passes} <= {"finetune", "evaluate", "quantise"}
+
+
+def test_report_names_trials_that_came_to_nothing(source, rendered):
+    run_search(source, replace(REQUEST, confirm_seeds=0, trials=1))
+    tags = {tracking.STUDY: "small", tracking.TRIAL: "7"}
+    for number, error in enumerate((KeyboardInterrupt, ValueError)):
+        with pytest.raises(error), tracking.tracked_run("trial", f"small trial {number:03d}", {}, tags=tags):
+            raise error("boom")
+    with tracking.tracked_run("trial", "small trial 009", {}, tags=tags) as run_id:
+        pass
+    mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+    run_report("small")
+    (page,) = rendered
+    assert [(one.name, one.why) for one in page.lost] == [
+        ("trial 000", "it was interrupted"),
+        ("trial 001", "ValueError: boom"),
+        ("trial 009", "its worker died"),
+    ]
+    assert len(page.trials) == 1
 
 
 def test_report_without_the_data_says_so_and_has_all_else(source, pages, monkeypatch):
@@ -253,7 +282,7 @@ def test_search_command_of_a_study_is_one_that_asks_for_it_again(source, changes
     if "accuracy_floor" in changes:
         assert again["accuracy_floor"] == 40
     else:
-        assert again["max_drop"] == "30.0,60.5"
+        assert again["max_drop"] == "30,60.5"
         assert again["accuracy_floor"] == 0
     plain = {each.name for each in fields(SearchRequest)} - {"max_drop", "accuracy_floor", "timeout", "scan"}
     assert {name: again[name] for name in plain} == {name: getattr(request, name) for name in plain}
@@ -300,7 +329,7 @@ def test_repeat_names_the_training_by_its_recipe(store, name):
     described = {"precision": "fp32", "model": "net10", "width": 2, "weights": "", "dataset": "digits", "data_dir": "d"}
     with tracking.tracked_run("train", "t", {**config, **described, "device": "cpu"}) as run_id:
         pass
-    params = {"origin": run_id, "max_drop": "(1.0,)", "accuracy_floor": "90.0000", "trials": "3"}
+    params = {"origin": run_id, "max_drop": "1", "accuracy_floor": "90.0000", "trials": "3"}
     run = tracking.FoundRun(
         "r",
         "study",
@@ -316,7 +345,7 @@ def test_repeat_names_the_training_by_its_recipe(store, name):
     assert recipe(again["recipe"], **figures) == wanted
     assert {key: again[key] for key in described} == described
     assert (found.versions, found.commit) == ({"torch": "2.0"}, "abc")
-    assert "--max-drop 1.0" in found.commands[1].command
+    assert "--max-drop 1 " in found.commands[1].command
 
 
 def test_pipeline_with_nothing_confirmed_still_makes_the_page(store, monkeypatch):

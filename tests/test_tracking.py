@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -24,6 +25,17 @@ def test_tracked_run_that_ends_is_finished_with_config_and_versions(store):
     assert found.tags["colour"] == "red"
     assert found.tags[tracking.STAGE] == "train"
     assert found.tags["version.torch"]
+    assert found.tags["version.python"] == platform.python_version()
+
+
+def test_set_tags_of_another_run_leaves_the_active_one_alone(store):
+    with tracking.tracked_run("search", "study", {}) as ended:
+        pass
+    with tracking.tracked_run("trial", "trial 0", {}) as active:
+        tracking.set_tags({"colour": "red", "size": "small"}, ended)
+    assert tracking.find_run(ended).tags.items() >= {"colour": "red", "size": "small"}.items()
+    assert "colour" not in tracking.find_run(active).tags
+    assert tracking.find_run(ended).status == "FINISHED"
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
@@ -174,6 +186,16 @@ def test_artifact_that_cannot_be_written_leaves_the_old_one(store, monkeypatch):
             artifacts.log_bytes(b"new", "checkpoints/last.pt")
         monkeypatch.undo()
         assert artifacts.read_artifact(run_id, "checkpoints/last.pt") == b"old"
+
+
+def test_artifact_of_an_ended_run_is_written_and_replaced(store):
+    with tracking.tracked_run("search", "study", {}) as ended:
+        pass
+    for data in (b"old", b"new"):
+        artifacts.log_bytes(data, "figures/x.png", ended)
+        assert artifacts.read_artifact(ended, "figures/x.png") == data
+    assert mlflow.active_run() is None
+    assert tracking.find_run(ended).status == "FINISHED"
 
 
 @pytest.mark.end_to_end

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from netprune.errors import InputError
 from netprune.evaluation import confusion, predict
 from netprune.packing import PackedModel
-from sweeps.page import Comparison, Example
+from sweeps.findings import Comparison, Example
 from sweeps.progress import report
 from sweeps.stages.source import AUTO, DataRequest
 from sweeps.stages.studies import FoundStudy, open_study_data

@@ -14,7 +14,7 @@ from netprune.training import Callbacks
 from sweeps import tracking
 from sweeps.progress import Progress, report
 from sweeps.stages.source import Source
-from sweeps.stages.trials import log_result
+from sweeps.stages.trials import log_result, log_seconds
 from sweeps.study import SparsityStudy
 from sweeps.table import count, percent
 
@@ -173,6 +173,7 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
                 callbacks=Callbacks(on_step=progress),
             )
         log_result(result, data)
+        log_seconds(result.seconds)
         tracking.log_metrics({"finetune_epochs": epochs})
     return tracking.find_run(run_id)
 

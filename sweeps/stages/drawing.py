@@ -13,7 +13,7 @@ from netprune.packing import PackedModel
 from netprune.sensitivity import Sensitivity
 from netprune.size import measure_size
 from sweeps import artifacts, figures, tracking
-from sweeps.page import Plot
+from sweeps.findings import Plot
 from sweeps.stages.analysis import histograms
 from sweeps.stages.comparing import Compared
 from sweeps.stages.history import stopped_early

@@ -11,12 +11,12 @@ from netprune.evaluation import evaluate
 from netprune.packing import PackedModel, pack
 from netprune.size import measure_size
 from sweeps import artifacts, registry, tracking
+from sweeps.inputs import log_data
+from sweeps.stages.describing import study_note, version_note
 from sweeps.stages.source import DataRequest, short_name
-from sweeps.stages.studies import FoundStudy, Winner, find_study, open_study_data
+from sweeps.stages.studies import DENSE, FoundStudy, Winner, find_study, open_study_data
 from sweeps.stages.trials import PACKED_FILE
 from sweeps.table import count, percent, table
-
-DENSE = "dense_"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +88,7 @@ def run_register(study_name: str, model_name: str, request: DataRequest) -> Regi
     name = model_name or f"{short_name(study.dense().header.architecture)}-{Path(data.dataset).name}"
     desk = _Desk(study, name, request)
     versions = tuple(desk.version(won, desk.aliases(won, first=won is winners[0])) for won in winners)
+    tracking.set_tags({tracking.NOTE: study_note(study)}, study.run.run_id)
     return RegisterOutcome(name, desk.dense, versions)
 
 
@@ -146,14 +147,17 @@ class _Desk:
         }
         tags = {tracking.STUDY: self.study.name}
         with tracking.tracked_run("register", f"register {self.name}", config, tags=tags) as run_id:
+            log_data(self.dataset, data.data_dir, ("val", "test"))
             tracking.log_metrics(metrics)
             file = artifacts.read_artifact(won.run.run_id, PACKED_FILE)
+            uri = registry.log_model(file, pruned.header, metadata={"study": self.study.name})
+            load = (uri, *(f"models:/{self.name}@{alias}" for alias in aliases))
             number = registry.register_model(
-                registry.log_model(file, pruned.header, metadata={"study": self.study.name}),
+                uri,
                 self.name,
                 run_id=run_id,
                 tags={**key, "study": self.study.name} | {k: f"{v:.6g}" for k, v in metrics.items()},
-                description=_describe(self.study.name, won, self.dense, measured),
+                description=version_note(self.study, won, metrics, load),
                 aliases=aliases,
             )
         return Version(won.floor, number, aliases, False, measured)
@@ -198,13 +202,4 @@ def _measure(packed: PackedModel, dataset: Dataset) -> Measured:
         test_loss=test.loss,
         packed_bytes=len(pack(model, packed.header)),
         nonzero_bytes=measure_size(model).nonzero_bytes,
-    )
-
-
-def _describe(study: str, won: Winner, dense: Measured, pruned: Measured) -> str:
-    return (
-        f"Winner of study {study}: at least {percent(won.lower)} on validation with 95 % confidence over "
-        f"{len(won.accuracies)} seeds, floor {percent(won.floor)}. "
-        f"Test accuracy {percent(pruned.test_accuracy)} (dense {percent(dense.test_accuracy)}), "
-        f"{count(pruned.packed_bytes)} bytes (dense {count(dense.packed_bytes)})."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -10,7 +9,7 @@ from dataclasses import asdict, fields
 from netprune.errors import InputError
 from netprune.recipes import RECIPES, recipe
 from sweeps import tracking
-from sweeps.page import Repeat, Step
+from sweeps.findings import Repeat, Step
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS
 from sweeps.stages.studies import FoundStudy
@@ -32,8 +31,8 @@ def repeat(study: FoundStudy) -> Repeat:
         steps.insert(
             0, Step(text="Train the dense network (then name its new run with --model-uri):", command=training)
         )
-    for stage in ("register", "report"):
-        steps.append(Step(text=f"{stage.capitalize()}:", command=stage_command(stage, study)))
+    steps.append(Step(text="Register:", command=register_command(study)))
+    steps.append(Step(text="Make this page:", command=_command("report", {"study_name": study.name})))
     return Repeat(
         commands=tuple(steps),
         versions={name.removeprefix(VERSION): tags[name] for name in sorted(tags) if name.startswith(VERSION)},
@@ -54,9 +53,11 @@ def search_command(study: FoundStudy, **changes: int) -> str:
     )
 
 
-def stage_command(stage: str, study: FoundStudy) -> str:
-    """A stage that takes the study's name alone."""
-    return _command(stage, {"study_name": study.name})
+def register_command(study: FoundStudy) -> str:
+    """The registration of this study, under the name that it has been given if it has."""
+    before = list(study.registered().values())
+    named = {"model_name": before[-1].params["register.model_name"]} if before else {}
+    return _command("register", {"study_name": study.name, **named})
 
 
 def _source(params: Mapping[str, str]) -> dict[str, str]:
@@ -71,10 +72,10 @@ def _source(params: Mapping[str, str]) -> dict[str, str]:
 def _floors(study: FoundStudy) -> dict[str, str]:
     """`max_drop`, or `accuracy_floor` where the drops do not give the study's floors."""
     params = study.run.params
-    drops, dense = ast.literal_eval(params["search.max_drop"]), study.run.metrics["dense_val_accuracy"]
-    floors = sorted({max(0.0, dense - drop / 100) for drop in drops}, reverse=True)
+    drops, dense = params["search.max_drop"], study.run.metrics["dense_val_accuracy"]
+    floors = sorted({max(0.0, dense - float(drop) / 100) for drop in drops.split(",")}, reverse=True)
     if [f"{100 * floor:.4f}" for floor in floors] == params["search.accuracy_floor"].split(","):
-        return {"max_drop": ",".join(map(str, drops))}
+        return {"max_drop": drops}
     return {"accuracy_floor": params["search.accuracy_floor"]}
 
 

@@ -10,10 +10,12 @@ from netprune.errors import InputError
 from netprune.files import write_whole
 from netprune.packing import PackedModel
 from sweeps import artifacts, tracking
-from sweeps.page import Plot, StudyPage, render
+from sweeps.findings import Plot
+from sweeps.page import StudyPage, render
+from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.comparing import Compared, compare
 from sweeps.stages.drawing import SIZES, draw, plots
-from sweeps.stages.history import stage_seconds, stopping, trial_rows
+from sweeps.stages.history import lost_trials, stage_seconds, stopping, trial_rows
 from sweeps.stages.repeating import repeat
 from sweeps.stages.standing import (
     Shown,
@@ -111,15 +113,18 @@ def _page(
         dense=dense_network(standing, dense),
         floors=floor_results(standing),
         tried=bool(standing.confirmed),
+        candidates=candidate_rows(standing),
         shown=shown.label if shown else "",
         shown_network=shown_network(standing, shown) if shown else None,
         layers=layer_rows(shown) if shown else (),
         trials=trial_rows(study),
+        lost=lost_trials(study),
         stopping=stopping(study),
         stages=stage_seconds(study),
         comparison=compared.summary() if isinstance(compared, Compared) else None,
         no_comparison="" if isinstance(compared, Compared) else compared,
         plots=drawn,
         steps=next_steps(standing),
+        storage=study.run.tags.get(tracking.STORAGE, ""),
         repeat=repeat(study),
     )

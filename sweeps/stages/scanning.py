@@ -14,6 +14,7 @@ from netprune.saliency import find_saliency
 from netprune.scanner import ScanConfig, ScanRecord, scan
 from netprune.sensitivity import Sensitivity
 from sweeps import artifacts, figures, interrupts, tracking
+from sweeps.inputs import log_data
 from sweeps.progress import Progress, report
 from sweeps.stages.source import Source
 
@@ -88,6 +89,7 @@ def run_scan(source: Source, request: ScanRequest) -> ScanOutcome:
     earlier, record = _interrupted(key)
     tags = key | ({"resumed_from": earlier} if earlier else {})
     with tracking.tracked_run("scan", name, {**source.record(), **request.record()}, tags=tags) as run_id:
+        log_data(source.dataset, source.data.data_dir, ("val",))
         with Progress(name, unit="point") as progress:
             keeper = _Keeper(record, progress)
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from netprune.allocation import Basis
@@ -18,18 +18,21 @@ from netprune.quantise import Values
 from netprune.screening import Screen
 from netprune.search_space import Point
 from netprune.seeding import best_rule, propose, ranked, seed_path
-from sweeps import artifacts, interrupts, registry, tracking
+from sweeps import artifacts, interrupts, tracking
+from sweeps.inputs import log_data
 from sweeps.progress import report
 from sweeps.scores import Tried
+from sweeps.secrets import masked
 from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, Contest, confirm, record
+from sweeps.stages.describing import study_note
 from sweeps.stages.request import SearchRequest, accuracy_floors, study_name
 from sweeps.stages.scanning import run_scan
 from sweeps.stages.source import Source
-from sweeps.stages.trials import Trials
+from sweeps.stages.studies import study_of
+from sweeps.stages.trials import DENSE_FILE, Trials
 from sweeps.study import Limits, Propose, SparsityStudy
 from sweeps.workers import run_workers
 
-DENSE_FILE = f"dense/{registry.MODEL_FILE}"
 OTHERS = 2
 """Rules besides the path's that get a trial at the floor."""
 WAIT_SECONDS = 0.5
@@ -105,9 +108,12 @@ def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense
     _wait(lambda: study.run_id is not None or study.crew.leads)
     known = study.run_id
     tags = {tracking.STUDY: study.name}
+    if request.storage:
+        tags[tracking.STORAGE] = masked(request.storage)
     with tracking.tracked_run("search", f"study {study.name}", config, tags=tags, reopen=known) as run_id:
         study.run_id = run_id
-        if known is None:
+        # a leader may have died between opening the run and this
+        if known is None or (study.crew.leads and "accuracy_floor" not in tracking.find_run(run_id).metrics):
             _log_dense(source, dense, study.floors)
         tracking.close_dead(study.name, study.crew.dead)
         if study.done < request.trials or study.has_abandoned:
@@ -122,8 +128,10 @@ def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense
         )
         tags = {tracking.FEASIBLE: tracking.flag(outcome.floors[0].best is not None)}
         if winners:
-            tags["confirmed"] = tracking.flag(outcome.floors[0].confirmed is not None)
+            tags[tracking.CONFIRMED] = tracking.flag(outcome.floors[0].confirmed is not None)
         tracking.set_tags(tags)
+        if study.crew.leads:
+            tracking.set_tags({tracking.NOTE: study_note(study_of(tracking.find_run(run_id)))})
     if study.crew.has_others:
         tracking.still_running(run_id)
     return outcome
@@ -190,6 +198,7 @@ def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> di
     )
     winners = confirm(source, Contest.of(study, request.objective), how)
     artifacts.log_json(record(winners), CONFIRMED_FILE)
+    _tag_confirmations(study.name, {won.run_id for won in winners.values() if won is not None})
     strictest = winners[study.floors[0]]
     if strictest is not None:
         tracking.log_metrics(
@@ -200,6 +209,12 @@ def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> di
             }
         )
     return winners
+
+
+def _tag_confirmations(study: str, ships: Collection[str]) -> None:
+    """Say of every confirmation whether its network is a floor's confirmed one now: an earlier session's may not be."""
+    for run in tracking.find_runs({tracking.STAGE: "confirm", tracking.STUDY: study}):
+        tracking.set_tags({tracking.CONFIRMED: tracking.flag(run.run_id in ships)}, run.run_id)
 
 
 def _finetuning(source: Source, request: SearchRequest, epochs: float) -> PruneConfig:
@@ -217,6 +232,7 @@ def _finetuning(source: Source, request: SearchRequest, epochs: float) -> PruneC
 
 
 def _log_dense(source: Source, dense: Evaluation, floors: Sequence[float]) -> None:
+    log_data(source.dataset, source.data.data_dir, ("train", "val"))
     packed = pack(source.model, source.header)
     artifacts.log_bytes(packed, DENSE_FILE)  # the study stays complete when the user's own file is gone
     tracking.log_metrics(
@@ -225,6 +241,7 @@ def _log_dense(source: Source, dense: Evaluation, floors: Sequence[float]) -> No
             "dense_val_accuracy_se": dense.accuracy_se,
             "dense_val_loss": dense.loss,
             "dense_packed_bytes": len(packed),
+            "train_images": len(source.dataset.train),
             "val_images": dense.count,
             "accuracy_floor": floors[0],
         }

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from netprune.contents import file_contents
 from netprune.packing import PackedModel, unpack
 from netprune.size import measure_size
-from sweeps import artifacts, registry, tracking
-from sweeps.page import Accuracy, FloorResult, LayerRow, Network, Step
-from sweeps.stages.registering import DENSE
-from sweeps.stages.repeating import search_command, stage_command
-from sweeps.stages.studies import FoundStudy, Winner
+from sweeps import artifacts, tracking
+from sweeps.findings import Accuracy, FloorResult, LayerRow, Network, Step
+from sweeps.stages.repeating import register_command, search_command
+from sweeps.stages.studies import DENSE, FoundStudy, Winner, version_uri
 from sweeps.stages.trials import PACKED_FILE
 from sweeps.table import percent
 
@@ -45,8 +44,7 @@ class Standing:
     @classmethod
     def of(cls, study: FoundStudy) -> Standing:
         """Look it up."""
-        runs = {run.params[f"register.{registry.TRIAL}"]: run for run in reversed(study.registered())}
-        return cls(study, study.confirmed(), runs)
+        return cls(study, study.confirmed(), study.registered())
 
     @property
     def winners(self) -> tuple[Winner, ...]:
@@ -121,23 +119,18 @@ def next_steps(standing: Standing) -> tuple[Step, ...]:
     ]
     if any(won.run.run_id not in read for won in winners):
         text = "Register what is confirmed: it and the dense network are then evaluated on test, once:"
-        steps.append(Step(text=text, command=stage_command("register", study)))
+        steps.append(Step(text=text, command=register_command(study)))
     for won in winners:
         steps += _use(read[won.run.run_id], won) if won.run.run_id in read else []
     return (*steps, *_search_on(study))
 
 
 def _use(registered: tracking.FoundRun, won: Winner) -> list[Step]:
-    name = registered.params["register.model_name"]
-    known = registry.find_version(name, {registry.TRIAL: won.run.run_id})
-    if known is None:
+    uri = version_uri(registered)
+    if uri is None:
         return []
-    uri = f"models:/{name}/{known[0]}"
-    return [
-        Step(
-            text=f"Use the network for the floor of {percent(won.floor)}:", command=f'mlflow.pyfunc.load_model("{uri}")'
-        )
-    ]
+    text = f"Use the network for the floor of {percent(won.floor)}:"
+    return [Step(text=text, command=f'mlflow.pyfunc.load_model("{uri}")')]
 
 
 def _search_on(study: FoundStudy) -> list[Step]:
@@ -163,7 +156,7 @@ def _result(standing: Standing, floor: float) -> FloorResult:
         return FloorResult(floor=floor, network=None)
     label = "pruned" if len(standing.study.floors) == 1 else f"floor {percent(floor)}"
     network = _network(standing, won.run, label)
-    return FloorResult(floor=floor, network=network, accuracies=won.accuracies, lower=won.lower)
+    return FloorResult(floor=floor, network=network, seeds=won.seeds, accuracies=won.accuracies, lower=won.lower)
 
 
 def _network(standing: Standing, run: tracking.FoundRun, label: str) -> Network:

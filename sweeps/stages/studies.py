@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.packing import PackedModel, read_packed
-from sweeps import artifacts, tracking
-from sweeps.stages.confirming import CONFIRMED_FILE
-from sweeps.stages.searching import DENSE_FILE
+from sweeps import artifacts, registry, tracking
+from sweeps.stages.confirming import CONFIRMED_FILE, SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
-from sweeps.stages.trials import PACKED_FILE
+from sweeps.stages.trials import DENSE_FILE, PACKED_FILE
 from sweeps.table import count, percent
+
+DENSE = "dense_"
+"""What a run's metrics of the dense network begin with, beside those of another."""
+EVERY = 100_000
+"""More trials than any study has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +32,10 @@ class Winner:
     """In [0, 1]."""
     run: tracking.FoundRun
     """The confirmation whose network ships."""
+    seeds: tuple[int, ...]
+    """Fresh ones, with which it was finetuned again."""
     accuracies: tuple[float, ...]
-    """Validation, one a fresh seed."""
+    """Validation, one a seed."""
     lower: float
     """Lower end of the one-sided 95 % confidence interval of the accuracy."""
 
@@ -75,7 +83,7 @@ class FoundStudy:
         """
         if not self.trials:
             raise InputError(f"study {self.name} has no finished trial: run `python -m sweeps.search_sparsity` first.")
-        if "confirmed" not in self.run.tags:
+        if tracking.CONFIRMED not in self.run.tags:
             raise InputError(
                 f"study {self.name} is not confirmed: run `python -m sweeps.search_sparsity` again with the same "
                 f"options (and confirm_seeds of at least 2)."
@@ -87,13 +95,10 @@ class FoundStudy:
 
     def confirmed(self) -> dict[float, Winner | None]:
         """Floor → its confirmed network, or None where no candidate was accepted; empty before any was confirmed."""
-        if "confirmed" not in self.run.tags:
+        if tracking.CONFIRMED not in self.run.tags:
             return {}
         kept = json.loads(artifacts.read_artifact(self.run.run_id, CONFIRMED_FILE))
-        return {
-            floor: won and Winner(floor, tracking.find_run(won["run_id"]), tuple(won["accuracies"]), won["lower"])
-            for floor, won in zip(self.floors, kept.values(), strict=True)
-        }
+        return {floor: won and _winner(floor, won) for floor, won in zip(self.floors, kept.values(), strict=True)}
 
     def shortfall(self) -> str:
         """That nothing is confirmed, how far the most accurate trial was from the lowest floor, and what may help."""
@@ -120,9 +125,20 @@ class FoundStudy:
         """The network of a trial or a confirmation, as its file loads."""
         return _fetch(run.run_id, PACKED_FILE)
 
-    def registered(self) -> tuple[tracking.FoundRun, ...]:
-        """The runs that registered its networks, the newest first: what they read of test is there."""
-        return tuple(tracking.find_runs({tracking.STAGE: "register", tracking.STUDY: self.name}))
+    def registered(self) -> dict[str, tracking.FoundRun]:
+        """Run id of a network → the newest run that registered it: what that read of test is there."""
+        runs = tracking.find_runs({tracking.STAGE: "register", tracking.STUDY: self.name})
+        return {run.params[f"register.{registry.TRIAL}"]: run for run in reversed(runs)}
+
+    def confirmations(self) -> tuple[tracking.FoundRun, ...]:
+        """The finetunings of candidates with fresh seeds, in the order they ran."""
+        tags = {tracking.STAGE: "confirm", tracking.STUDY: self.name}
+        return tuple(tracking.find_runs(tags, order_by="attributes.start_time ASC"))
+
+    def lost(self) -> tuple[tracking.FoundRun, ...]:
+        """Trials that came to no result: they diverged, failed, or their worker died."""
+        tags, ended = {tracking.STAGE: "trial", tracking.STUDY: self.name}, ("FAILED", "KILLED")
+        return tuple(tracking.find_runs(tags, order_by="attributes.start_time ASC", statuses=ended))
 
     def data(self, request: DataRequest) -> DataRequest:
         """`request`, with the data set `auto` replaced by the study's own."""
@@ -145,9 +161,27 @@ def find_study(name: str) -> FoundStudy:
     if not runs:
         which = f"no study {name}" if name else "no study"
         raise InputError(f"there is {which} in the store: run `python -m sweeps.search_sparsity` first.")
-    found = runs[0].tags[tracking.STUDY]
-    trials = tracking.find_runs({tracking.STAGE: "trial", tracking.STUDY: found}, order_by="attributes.start_time ASC")
-    return FoundStudy(found, runs[0], tuple(trials))
+    return study_of(runs[0])
+
+
+def study_of(run: tracking.FoundRun) -> FoundStudy:
+    """The study that a search's run is of."""
+    name = run.tags[tracking.STUDY]
+    tags = {tracking.STAGE: "trial", tracking.STUDY: name}
+    trials = tracking.find_runs(tags, order_by="attributes.start_time ASC", limit=EVERY)
+    return FoundStudy(name, run, tuple(trials))
+
+
+def version_uri(registered: tracking.FoundRun) -> str | None:
+    """`models:/<name>/<version>` of what a run registered, or None if that version is no more."""
+    name, key = registered.params["register.model_name"], registered.params[f"register.{registry.TRIAL}"]
+    known = registry.find_version(name, {registry.TRIAL: key})
+    return f"models:/{name}/{known[0]}" if known else None
+
+
+def file_uri(run: tracking.FoundRun) -> str:
+    """Where the packed file of a trial or a confirmation is, for `mlflow.artifacts.download_artifacts`."""
+    return f"runs:/{run.run_id}/{PACKED_FILE}"
 
 
 def open_study_data(study: FoundStudy, request: DataRequest) -> tuple[Dataset, DataRequest]:
@@ -155,6 +189,17 @@ def open_study_data(study: FoundStudy, request: DataRequest) -> tuple[Dataset, D
     data = study.data(request)
     dataset, _ = open_data(data)
     return dataset, data
+
+
+def _winner(floor: float, kept: Mapping[str, Any]) -> Winner:
+    runs = {run_id: tracking.find_run(run_id) for run_id in kept["run_ids"]}
+    return Winner(
+        floor=floor,
+        run=runs[kept["run_id"]],
+        seeds=tuple(int(run.tags[SEED]) for run in runs.values()),
+        accuracies=tuple(kept["accuracies"]),
+        lower=kept["lower"],
+    )
 
 
 def _fetch(run_id: str, name: str) -> PackedModel:

@@ -23,6 +23,7 @@ from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.training import Callbacks, EpochResult, Snapshot, train
 from sweeps import artifacts, interrupts, registry, tracking
+from sweeps.inputs import log_data
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.source import DataRequest, SourceRequest, header_for, open_data, short_name
 from sweeps.table import percent
@@ -88,6 +89,7 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
     tags = {"resumed_from": earlier.run_id} if earlier else {}
     run = tracking.tracked_run("train", name, config, tags=tags, system_metrics=True)
     with run as run_id, team.united(), tempfile.TemporaryDirectory() as scratch:
+        log_data(ready.dataset, data.data_dir, ("train", "val"))
         recipe, seconds, snapshot = team.from_first(lambda: _plan(ready, request, team, earlier))
         tracking.set_tags({"netprune.format": str(recipe.format)})
         report(_announcement(ready, recipe, seconds, team))

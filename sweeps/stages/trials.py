@@ -21,7 +21,11 @@ from sweeps.stages.source import Source
 from sweeps.study import Limits, Record, SparsityStudy
 from sweeps.table import count, percent
 
-PACKED_FILE = f"packed/{registry.MODEL_FILE}"
+PACKED_FILE, DENSE_FILE = f"packed/{registry.MODEL_FILE}", f"dense/{registry.MODEL_FILE}"
+SECONDS = "seconds/"
+"""Metric, with a stage after it: wall-clock seconds."""
+STOPPED = "stopped"
+"""The stage of a trial that was stopped: all it took."""
 PASSES = ("finetune", "evaluate", "quantise")
 """Stages that consist of forward and backward passes."""
 
@@ -73,9 +77,10 @@ class Trials:
                     )
             except StoppedEarlyError as stop:
                 score = self._stopped(sparsity, looks, str(stop), run_id)
+                log_seconds({STOPPED: sampled + time.perf_counter() - start})
             else:
                 score = self._finished(result, data, looks, run_id)
-                _log_seconds(result.seconds, sampled, time.perf_counter() - start)
+                _log_stages(result.seconds, sampled, time.perf_counter() - start)
             record(score)
         self.idle_since = time.perf_counter()
         return score
@@ -203,12 +208,17 @@ def log_result(result: PruneResult, data: bytes) -> None:
     )
 
 
-def _log_seconds(seconds: Mapping[str, float], sampled: float, whole: float) -> None:
+def log_seconds(seconds: Mapping[str, float]) -> None:
+    """Log what stages took, stage → seconds, to the active run."""
+    tracking.log_metrics({f"{SECONDS}{stage}": value for stage, value in seconds.items()})
+
+
+def _log_stages(seconds: Mapping[str, float], sampled: float, whole: float) -> None:
     """By stage, and the share of passes: `sample` is the time since the last trial, `track` what is left of this
     one."""
-    spent = {**seconds, "sample": sampled, "track": whole - sum(seconds.values())}
+    log_seconds({**seconds, "sample": sampled, "track": whole - sum(seconds.values())})
     passes = sum(seconds.get(stage, 0.0) for stage in PASSES) / (whole + sampled)
-    tracking.log_metrics({**{f"seconds/{stage}": value for stage, value in spent.items()}, "passes_share": passes})
+    tracking.log_metrics({"passes_share": passes})
 
 
 def _outcome(score: Score, floor: float) -> str:

@@ -1,0 +1,52 @@
+"""A study's candidates: trials whose allocation was finetuned again with fresh seeds, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from netprune.confidence import lower_bound
+from sweeps import tracking
+from sweeps.findings import CandidateRow
+from sweeps.scores import ROUNDING
+from sweeps.stages.confirming import EPOCHS, SEED
+from sweeps.stages.standing import Standing
+from sweeps.table import percent
+
+
+def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:
+    """Every candidate with its accuracies, bound and verdict, the smallest first."""
+    groups: dict[tuple[str, str], list[tracking.FoundRun]] = {}
+    for run in standing.study.confirmations():
+        groups.setdefault((run.tags[tracking.TRIAL], run.tags[EPOCHS]), []).append(run)
+    rows = (_row(standing, trial, epochs, runs) for (trial, epochs), runs in groups.items())
+    return tuple(sorted(rows, key=lambda row: row.size_bytes))
+
+
+def _row(standing: Standing, trial: str, epochs: str, runs: Sequence[tracking.FoundRun]) -> CandidateRow:
+    study = standing.study
+    accuracies = tuple(run.metrics["val_accuracy"] for run in runs)
+    # studies from before it was logged do not say how many images they had
+    images = study.run.metrics.get("val_images")
+    lower = lower_bound(accuracies, int(images)).lower if images and len(accuracies) > 1 else None
+    most_accurate = max(runs, key=lambda run: run.metrics["val_accuracy"])
+    return CandidateRow(
+        name=f"trial {int(trial):03d}",
+        size_bytes=int(most_accurate.metrics[study.objective]),
+        epochs=epochs,
+        seeds=tuple(int(run.tags[SEED]) for run in runs),
+        accuracies=accuracies,
+        lower=lower,
+        verdict=_verdict(standing, runs, lower),
+    )
+
+
+def _verdict(standing: Standing, runs: Sequence[tracking.FoundRun], lower: float | None) -> str:
+    ids, floors = {run.run_id for run in runs}, standing.study.floors
+    won = [floor for floor, winner in standing.confirmed.items() if winner is not None and winner.run.run_id in ids]
+    if won:
+        return "confirmed" if len(floors) == 1 else f"confirmed for {', '.join(map(percent, won))}"
+    if lower is None:
+        return "given up after one seed" if len(runs) == 1 else ""
+    if lower < floors[-1] - ROUNDING:
+        return "not accepted"
+    return "accepted, but not the smallest that is"

@@ -1,0 +1,137 @@
+"""What a study's run and a version say of themselves: whole, true, and loadable as they say."""
+
+import re
+from dataclasses import replace
+
+import mlflow
+import pytest
+
+import netprune
+from netprune.models import weights_digest
+from netprune.recipes import TrainConfig
+from netprune.scanner import ScanConfig
+from netprune.training import train
+from sweeps import tracking
+from sweeps.stages.confirming import FRESH
+from sweeps.stages.registering import run_register
+from sweeps.stages.request import SearchRequest
+from sweeps.stages.scanning import ScanRequest
+from sweeps.stages.searching import run_search
+from sweeps.stages.source import DataRequest, Source
+from sweeps.table import count, percent
+
+SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32"))
+REQUEST = SearchRequest(
+    max_drop=(50.0,), trials=3, batch_size=16, study_name="small", sampler="random", confirm_epochs=1.0, scan=SCAN
+)
+DATA = DataRequest(dataset="tiny", data_dir=".")
+
+
+@pytest.fixture
+def source(tiny_net, tiny_header, tiny_dataset, store, monkeypatch):
+    """A trained network; `register` finds its data too."""
+    train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
+    header = replace(tiny_header, dense_digest=weights_digest(tiny_net))
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
+    return Source(tiny_net, header, tiny_dataset, DATA, "here")
+
+
+def note(run_id):
+    return tracking.find_run(run_id).tags[tracking.NOTE]
+
+
+def test_study_note_of_a_confirmed_study_has_floor_data_seeds_accuracy_size_and_a_load_that_works(source):
+    outcome = run_search(source, REQUEST)
+    (floor,) = outcome.floors
+    text, won = note(outcome.run_id), floor.confirmed
+    assert f"at least {percent(floor.floor)}" in text
+    assert f"at least {percent(won.lower)} on validation with 95 % confidence" in text
+    assert f"(seed {FRESH})" in text
+    assert f"(seed {FRESH + 1})" in text
+    assert "Data: tiny (72 training, 24 validation images). Seed 0" in text
+    assert f"| {count(won.size_bytes)} |" in text
+    assert "not read" in text
+    (uri,) = re.findall(r'download_artifacts\("(.*?)"\)', text)
+    network = netprune.load(mlflow.artifacts.download_artifacts(uri))
+    assert uri == f"runs:/{won.run_id}/packed/model.netprune"
+    assert sum(p.numel() for p in network.parameters()) > 0
+
+
+def test_study_note_after_registering_has_test_and_loads_the_version(source):
+    outcome = run_search(source, REQUEST)
+    registered = run_register("small", "", DATA)
+    text = note(outcome.run_id)
+    assert f"| {percent(registered.versions[0].measured.test_accuracy)} |" in text
+    assert f"| {percent(registered.dense.test_accuracy)} |" in text
+    assert "not read" not in text
+    (uri,) = re.findall(r'load_model\("(.*?)"\)', text)
+    assert uri == "models:/net10-w2-tiny/1"
+    mlflow.pyfunc.load_model(uri)
+
+
+def test_study_note_of_an_unconfirmed_study_says_so_and_loads_the_best_trial(source):
+    outcome = run_search(source, replace(REQUEST, confirm_seeds=0, trials=2))
+    text = note(outcome.run_id)
+    assert "Nothing is confirmed." in text
+    assert "chosen by luck too" in text
+    assert f"runs:/{outcome.floors[0].best.score.run_id}/packed/model.netprune" in text
+
+
+def test_study_note_of_a_floor_that_no_bound_meets_says_how_far_it_was(source):
+    request = replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0)
+    text = note(run_search(source, request).run_id)
+    assert "Nothing is confirmed: no network of study small is at its floor" in text
+
+
+def test_study_note_of_several_floors_has_a_row_for_each_winner(source):
+    outcome = run_search(source, replace(REQUEST, max_drop=(30.0, 60.0)))
+    text = note(outcome.run_id)
+    for one in outcome.floors:
+        assert (f"| floor {percent(one.floor)} |" in text) == (one.confirmed is not None)
+
+
+def test_version_description_has_floor_data_seeds_accuracy_size_and_a_load_that_works(source):
+    outcome = run_search(source, REQUEST)
+    registered = run_register("small", "", DATA)
+    client, measured = mlflow.MlflowClient(), registered.versions[0].measured
+    text = client.get_model_version(registered.name, "1").description
+    won = outcome.floors[0].confirmed
+    assert f"for a floor of {percent(outcome.floors[0].floor)}" in text
+    assert f"(seed {FRESH})" in text
+    assert "Data: tiny (72 training, 24 validation, 24 test images)." in text
+    assert f"| pruned | {percent(measured.val_accuracy)} | {percent(measured.test_accuracy)} | " in text
+    assert count(won.size_bytes) in text
+    assert f"run {outcome.run_id}. Finetuned in run {won.run_id}." in text
+    own, alias = re.findall(r'load_model\("(.*?)"\)', text)
+    assert alias == registered.uri
+    digests = {weights_digest(mlflow.pyfunc.load_model(uri).get_raw_model()) for uri in (own, alias)}
+    assert len(digests) == 1
+    assert len(text) < 5000  # MLflow keeps no more
+
+
+def test_runs_of_a_study_can_be_filtered_by_stage_feasible_and_confirmed(source):
+    outcome = run_search(source, REQUEST)
+    won = outcome.floors[0].confirmed
+    confirmed = tracking.find_runs({tracking.STAGE: "confirm", tracking.CONFIRMED: "true"})
+    assert [run.run_id for run in confirmed] == [won.run_id]
+    others = tracking.find_runs({tracking.STAGE: "confirm", tracking.CONFIRMED: "false"})
+    assert len(confirmed) + len(others) == len(tracking.find_runs({tracking.STAGE: "confirm"}))
+    (study,) = tracking.find_runs({tracking.STAGE: "search", tracking.CONFIRMED: "true", tracking.FEASIBLE: "true"})
+    assert study.run_id == outcome.run_id
+    trials = [tracking.find_runs({tracking.STAGE: "trial", tracking.FEASIBLE: flag}) for flag in ("true", "false")]
+    assert sum(map(len, trials)) == 3
+
+
+def test_runs_of_a_study_name_the_data_they_used(source):
+    outcome = run_search(source, REQUEST)
+    run_register("small", "", DATA)
+    scanned, registered = (tracking.find_runs({tracking.STAGE: stage})[0].run_id for stage in ("scan", "register"))
+    used = {
+        run_id: {each.dataset.name for each in mlflow.get_run(run_id).inputs.dataset_inputs}
+        for run_id in (scanned, outcome.run_id, registered)
+    }
+    assert used == {
+        scanned: {"tiny val"},
+        outcome.run_id: {"tiny train", "tiny val"},
+        registered: {"tiny val", "tiny test"},
+    }
