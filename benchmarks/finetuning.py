@@ -1,4 +1,4 @@
-"""Which finetune recipe recovers most, at 90, 95 and 98 % sparsity, after one epoch: validation accuracy and seconds.
+"""Which finetune recipe recovers most, at 90, 95 and 98 % sparsity, after one epoch: accuracy and seconds.
 
 Every recipe finetunes the same pruned network (kept norm, magnitude) with the same seeds. `recalibrated` is the first
 recipe's network with batch normalisation's statistics taken again afterwards; `no finetuning` is what pruning leaves,
@@ -47,19 +47,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradual 0.3": {"gradual": 0.3},
     "gradual 0.5": {"gradual": 0.5},
     "ema 0.98": {"ema": 0.98},
-    "small batches": {"batch_size": 128},
+    "batches of 128": {"batch_size": 128},
+    "batches of 64": {"batch_size": 64},
+    "no dropout": {"dropout": 0.0},
+    "crops by 2": {"crop_padding": 2},
 }
 """Name → what differs from the document's recipe of the training."""
 UNTRAINED = ("no finetuning", "recalibrated alone")
 RECALIBRATED = "recalibrated"
 
 
-def finetuned(setting: Setting, density: float, config: TrainConfig, precision: Any) -> dict[str, float]:
+def finetuned(setting: Setting, density: float, config: TrainConfig, share: float, precision: Any) -> dict[str, float]:
     """Accuracy in percent after finetuning, and after new statistics on top; seconds of the finetuning."""
     fitted, _ = fit_to_device(setting.model, setting.dataset, config, precision)
     start = time.perf_counter()
-    sparsity = kept_norm(setting.model, density)
-    model = prune_and_finetune(setting.model, setting.dataset, sparsity, PruneConfig(finetune=fitted))
+    how = PruneConfig(finetune=fitted, share=share)
+    model = prune_and_finetune(setting.model, setting.dataset, kept_norm(setting.model, density), how)
     seconds = time.perf_counter() - start
     return {"accuracy": _accuracy(setting, model), RECALIBRATED: _recalibrated(setting, model), "seconds": seconds}
 
@@ -81,14 +84,14 @@ def main() -> None:
             for seed in range(options.seeds):
                 key = f"{name}|{density}|{seed}"
                 if key not in known:
-                    known[key] = finetuned(setting, density, _config(options, name, seed), options.precision)
+                    known[key] = finetuned(setting, density, *_config(options, name, seed), options.precision)
                     if kept:
                         kept.write_text(json.dumps(known, indent=1))
     print_table(
         ["recipe", *(f"{100 * (1 - density):g} %" for density in densities), "seconds, of the document's"],
         _rows(setting, known, densities, options),
     )
-    print(f"validation accuracy in percent after {options.epochs} epochs, mean ± std over {options.seeds} seeds")
+    print(f"validation accuracy in percent after {options.epochs:g} epochs, mean ± std over {options.seeds} seeds")
     best = max(VARIANTS, key=lambda name: _mean(known, name, AT, options.seeds))
     gain = _mean(known, best, AT, options.seeds) - _mean(known, REFERENCE, AT, options.seeds)
     finish(options, {"results": known}, gain, f"points of {best!r} above {REFERENCE!r} at {100 * (1 - AT):g} %")
@@ -115,9 +118,11 @@ def _mean(known: dict[str, Any], name: str, density: float, seeds: int) -> float
     return float(np.mean(_values(known, name, density, seeds) or [-math.inf]))
 
 
-def _config(options: argparse.Namespace, name: str, seed: int) -> TrainConfig:
-    common = {"epochs": options.epochs, "batch_size": options.batch_size, "seed": seed}
-    return recipe("document", **common | VARIANTS[name])
+def _config(options: argparse.Namespace, name: str, seed: int) -> tuple[TrainConfig, float]:
+    """The recipe, and the share of the images that it goes over: part of an epoch is one over as large a part."""
+    whole = math.ceil(options.epochs)
+    common = {"epochs": whole, "batch_size": options.batch_size, "seed": seed}
+    return recipe("document", **common | VARIANTS[name]), options.epochs / whole
 
 
 def _accuracy(setting: Setting, model: Any) -> float:
@@ -133,7 +138,7 @@ def _recalibrated(setting: Setting, model: Any) -> float:
 def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--seeds", type=int, default=3, help="of the finetuning (default 3)")
-    made.add_argument("--epochs", type=int, default=1, help="of finetuning (default 1)")
+    made.add_argument("--epochs", type=float, default=1.0, help="of finetuning, or part of one (default 1)")
     made.add_argument("--batch-size", type=int, default=256, help="images a step (default 256)")
     made.add_argument("--precision", choices=PRECISIONS, default="auto")
     made.add_argument("--only", nargs="+", choices=VARIANTS, help="these recipes (default all)")

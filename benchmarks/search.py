@@ -1,15 +1,17 @@
 """The smallest confirmed file at equal cost: our search beside what is done otherwise.
 
 Every method may spend the same finetune epochs on its trials, of the same length, for the same floors, and hands what
-it tried to the same confirmation. `bisected RULE` looks for the density at which one rule's allocations meet the floor,
-half of its trials for each floor; `plain optuna` is TPE over raw per-layer sparsities with the floor as a constraint.
-Ours may stop trials early, and spends what that saves on more trials. What nothing is confirmed for counts as the dense
+it tried to the same confirmation, which goes on from a trial's network. `bisected RULE` looks for the density at which
+one rule's allocations meet the floor, half of its trials for each floor; `plain optuna` is TPE over raw per-layer
+sparsities with the floor as a constraint. Ours may stop trials early, and spends what that saves on more trials; its
+trials go on from each other, the others' from the dense network. What nothing is confirmed for counts as the dense
 file.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import tempfile
@@ -22,6 +24,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import optuna
+from torch import nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import Basis, find_allocator
@@ -36,6 +39,7 @@ from netprune.pruning import PruneConfig, finetuning, prune_candidate
 from netprune.quantise import Values
 from netprune.scanner import scan
 from netprune.seeding import DENSITIES, next_density
+from netprune.training import Callbacks
 from sweeps import tracking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
@@ -51,8 +55,18 @@ METHODS = (OURS, *(f"bisected {rule}" for rule in RULES), PLAIN)
 CLOSE = 1.02
 """A bisection goes on to this factor between its two sides: trials are there to be spent."""
 MOST_SPARSITY = 0.999
-Found = tuple[Sparsity, int, float]
-"""Sparsities, bytes, validation accuracy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One trial of a method."""
+
+    sparsity: Sparsity
+    size_bytes: int
+    accuracy: float
+    """Validation, in [0, 1]."""
+    network: nn.Module
+    """Finetuned: confirmations go on from it, as from ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +121,16 @@ class Bench:
 
     def trial(self, sparsity: Sparsity, terms: Terms) -> Found:
         """Prune, finetune, pack: as a trial of ours without early stopping."""
+        networks: list[nn.Module] = []
         result, data = prune_candidate(
-            self.setting.model, self.setting.dataset, self.source.header, sparsity, terms.finetune
+            self.setting.model,
+            self.setting.dataset,
+            self.source.header,
+            sparsity,
+            terms.finetune,
+            callbacks=Callbacks(on_finetuned=lambda network: networks.append(copy.deepcopy(network))),
         )
-        return sparsity, len(data), result.val.accuracy
+        return Found(sparsity, len(data), result.val.accuracy, networks[0])
 
     def bisected(self, rule: str, terms: Terms) -> list[Found]:
         """The trials of one rule's bisection, for each floor in turn."""
@@ -118,7 +138,7 @@ class Bench:
         for part, floor in enumerate(terms.floors, start=1):
             until = round(terms.trials * part / len(terms.floors))
             while len(found) < until:
-                meets = {density: accuracy >= floor for density, (_, _, accuracy) in found.items()}
+                meets = {density: one.accuracy >= floor for density, one in found.items()}
                 density = next_density(meets, DENSITIES[0], DENSITIES[-1], CLOSE)
                 if density is None:
                     break
@@ -140,8 +160,8 @@ class Bench:
                 names = prunable_weights(self.setting.model)
                 sparsity = {name: trial.suggest_float(name, 0.0, MOST_SPARSITY) for name in names}
                 found.append(self.trial(sparsity, terms))
-                trial.set_constraint("floor", floor - found[-1][2])
-                return found[-1][1]
+                trial.set_constraint("floor", floor - found[-1].accuracy)
+                return found[-1].size_bytes
 
             study.optimize(objective, n_trials=round(terms.trials * part / len(terms.floors)) - len(found))
         return found
@@ -152,8 +172,9 @@ class Bench:
             name=name,
             floors=terms.floors,
             objective=OBJECTIVES[0],
-            candidates=tuple(Candidate(i, size, accuracy) for i, (_, size, accuracy) in enumerate(found)),
-            sparsities={i: sparsity for i, (sparsity, _, _) in enumerate(found)},
+            candidates=tuple(Candidate(i, one.size_bytes, one.accuracy) for i, one in enumerate(found)),
+            sparsities={i: one.sparsity for i, one in enumerate(found)},
+            network=lambda number: found[number].network,
         )
         seeds = (terms.seed + FRESH, terms.seed + FRESH + 1)
         return confirm(self.source, contest, Confirmation(config=terms.confirmation, seeds=seeds, most=terms.most))

@@ -52,9 +52,12 @@ def read_image_folder(folder: Path, cache_dir: Path) -> LabelledImages:
     keyed by every file's path, size and time of change, so a changed folder is decoded again. Decoding takes little
     memory, however many images there are; images that would take more than half of what is free stay on disk.
 
+    Links are followed only to where they stay below `folder`, so that a folder that came from somewhere cannot have
+    other files of this machine read.
+
     Raises:
-        InputError: if there are fewer than two classes, a class has no image, or an image cannot be decoded
-            (the file is named).
+        InputError: if there are fewer than two classes, a class has no image, an image cannot be decoded (the file is
+            named), or a link leads out of the folder.
     """
     paths, classes = _list_images(folder)
     stamps = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
@@ -81,7 +84,16 @@ def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     empty = [name for name, paths in found.items() if not paths]
     if empty:
         raise InputError(f"{folder}/{empty[0]} holds no images: add some, or remove the folder.")
-    return sorted((path for paths in found.values() for path in paths), key=str), classes
+    every = [path for paths in found.values() for path in paths]
+    _stay_below(folder, [*(folder / name for name in classes), *every])
+    return sorted(every, key=str), classes
+
+
+def _stay_below(folder: Path, entries: list[Path]) -> None:
+    root = folder.resolve()
+    for entry in entries:
+        if entry.is_symlink() and not entry.resolve().is_relative_to(root):
+            raise InputError(f"{entry} is a link that leads out of {folder}: put what it leads to in its place.")
 
 
 def _decode(paths: list[Path], cache: Path) -> None:

@@ -73,9 +73,22 @@ def keep_mask(scores: Tensor, sparsity: float) -> Tensor:
 
 @torch.no_grad()
 def make_masks(
-    model: nn.Module, sparsity: Sparsity, saliency: Saliency = magnitude, gradients: Gradients | None = None
+    model: nn.Module,
+    sparsity: Sparsity,
+    saliency: Saliency = magnitude,
+    gradients: Gradients | None = None,
+    *,
+    dense: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """One mask for each layer that `sparsity` names, least salient weights first.
+
+    Args:
+        model: left as it is.
+        sparsity: layers that it does not name get no mask.
+        saliency: the criterion.
+        gradients: if the criterion needs them.
+        dense: what `model` was pruned from, if it was. Where a layer is to keep more weights than `model` has, those
+            come back that were the largest there; without it, those of the highest index.
 
     Raises:
         InputError: for an unknown layer, a sparsity outside [0, 1], or a criterion that lacks its gradients.
@@ -83,7 +96,16 @@ def make_masks(
     check_sparsity(sparsity, model)
     weights = {name: weight for name, weight in prunable_weights(model).items() if name in sparsity}
     scores = score(saliency, weights, gradients)
+    if dense is not None:
+        before = prunable_weights(dense)
+        scores = {name: _zeros_last(scores[name], weights[name], before[name]) for name in weights}
     return {name: keep_mask(scores[name], value) for name, value in sparsity.items()}
+
+
+def _zeros_last(scores: Tensor, weight: Tensor, before: Tensor) -> Tensor:
+    """Scores, which are at least 0; those of weights that are zero now become negative, ordered by what they were."""
+    size = before.abs().to(scores.dtype)
+    return torch.where(weight == 0, size / size.max().clamp(min=torch.finfo(size.dtype).tiny) - 2, scores)
 
 
 @torch.no_grad()

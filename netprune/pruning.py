@@ -108,25 +108,49 @@ class Pruned:
     model: nn.Module
     masks: Masks
     sparsity: Sparsity
+    start: nn.Module
+    """What it was before."""
 
 
-def pruned_copy(dense: nn.Module, dataset: Dataset, sparsity: Sparsity, saliency: str = "magnitude") -> Pruned:
-    """A copy of `dense` pruned in one shot.
+def pruned_copy(
+    dense: nn.Module,
+    dataset: Dataset,
+    sparsity: Sparsity,
+    saliency: str = "magnitude",
+    *,
+    start: nn.Module | None = None,
+) -> Pruned:
+    """A copy of `dense` pruned in one shot; or of `start`.
+
+    Args:
+        dense: left as it is.
+        dataset: for a criterion that goes by gradients.
+        sparsity: layers that it does not name stay as they are.
+        saliency: which weights of a layer go first.
+        start: a network that `dense` was pruned to before, and finetuned: its zeros go first. Where it has fewer
+            weights than are to stay, the largest of `dense` come back, as zeros that may learn.
 
     Raises:
         InputError: for an unknown criterion or layer, or a sparsity outside [0, 1].
     """
-    criterion = find_saliency(saliency)
-    model = copy.deepcopy(dense)
-    masks = make_masks(model, sparsity, criterion, gradients_for(criterion, dense, dataset))
+    criterion, before = find_saliency(saliency), dense if start is None else start
+    model, gradients = copy.deepcopy(before), gradients_for(criterion, before, dataset)
+    masks = make_masks(model, sparsity, criterion, gradients, dense=None if start is None else dense)
     apply_masks(model, masks)
-    return Pruned(model, masks, sparsity)
+    return Pruned(model, masks, sparsity, before)
 
 
 def prune_and_finetune(
-    dense: nn.Module, dataset: Dataset, sparsity: Sparsity, config: PruneConfig, *, callbacks: Callbacks = NOBODY
+    dense: nn.Module,
+    dataset: Dataset,
+    sparsity: Sparsity,
+    config: PruneConfig,
+    *,
+    start: nn.Module | None = None,
+    callbacks: Callbacks = NOBODY,
 ) -> nn.Module:
-    """A copy of `dense`, pruned and finetuned: also what to scan for the sensitivity of what is left.
+    """A copy of `dense` (or of `start`: see `pruned_copy`), pruned and finetuned: also what to scan for the sensitivity
+    of what is left.
 
     Damages measured on the dense network do not add up at high sparsity, and each saturates: once one layer's loss
     alone has made the network guess, the rest of that layer looks free, and an allocator that goes by damage gives the
@@ -134,14 +158,15 @@ def prune_and_finetune(
     again where it counts. They begin at the sparsities it has, so an allocation on them prunes no layer less: go about
     half the way, to twice the density that is wanted in the end.
     """
-    pruned = pruned_copy(dense, dataset, sparsity, config.saliency)
+    pruned = pruned_copy(dense, dataset, sparsity, config.saliency, start=start)
     return _finetuned(dense, pruned, dataset, config, callbacks)
 
 
 def _finetuned(
     dense: nn.Module, pruned: Pruned, dataset: Dataset, config: PruneConfig, callbacks: Callbacks
 ) -> nn.Module:
-    """The pruned network, finetuned in place; if the recipe prunes by and by, a copy of `dense` that ends as sparse."""
+    """The pruned network, finetuned in place; if the recipe prunes by and by, a copy of its start, as sparse in the
+    end."""
     recipe = config.finetune
     if recipe is None:
         return pruned.model
@@ -149,11 +174,12 @@ def _finetuned(
         held = Held(masks=pruned.masks, teacher=dense)
         train(pruned.model, config.part(dataset), recipe, held=held, callbacks=callbacks)
         return pruned.model
-    model, criterion = copy.deepcopy(dense), find_saliency(config.saliency)
+    model, criterion = copy.deepcopy(pruned.start), find_saliency(config.saliency)
+    had = measured_sparsity(model)
 
     def rising(share: float) -> Masks:
-        due = {name: share * value for name, value in pruned.sparsity.items()}
-        return make_masks(model, due, criterion, gradients_for(criterion, model, dataset))
+        due = {name: had[name] + share * (value - had[name]) for name, value in pruned.sparsity.items()}
+        return make_masks(model, due, criterion, gradients_for(criterion, model, dataset), dense=dense)
 
     train(model, config.part(dataset), recipe, held=Held(teacher=dense, rising=rising), callbacks=callbacks)
     return model
@@ -166,6 +192,7 @@ def prune_candidate(
     sparsity: Sparsity,
     config: PruneConfig,
     *,
+    start: nn.Module | None = None,
     callbacks: Callbacks = NOBODY,
 ) -> tuple[PruneResult, bytes]:
     """Prune a copy of `dense`, finetune it with the masks held, quantise, pack, and evaluate the file as it loads.
@@ -176,6 +203,7 @@ def prune_candidate(
         header: of the packed file.
         sparsity: layers that it does not name stay dense.
         config: see `PruneConfig`.
+        start: a network to go on from in place of `dense`: see `pruned_copy`.
         callbacks: of the finetuning; `on_check` is called before its first step too, with a share of 0.
 
     Returns:
@@ -188,7 +216,7 @@ def prune_candidate(
     seconds: dict[str, float] = {}
     device = next(dense.parameters()).device
     with _timed(seconds, "prune"):
-        pruned = pruned_copy(dense, dataset, sparsity, config.saliency)
+        pruned = pruned_copy(dense, dataset, sparsity, config.saliency, start=start)
     with _timed(seconds, "evaluate"):
         recalibrate(pruned.model, dataset, RECALIBRATED)
         one_shot = evaluate(pruned.model, dataset.val.first(CHECK_IMAGES), dataset)
@@ -198,6 +226,8 @@ def prune_candidate(
     if config.finetune is not None:
         with _timed(seconds, "finetune"):
             model = _finetuned(dense, pruned, dataset, config, callbacks)
+    if callbacks.on_finetuned is not None:
+        callbacks.on_finetuned(model)
     with _timed(seconds, "quantise"):
         quantise_and_train(model, dataset, config, dense)
     with _timed(seconds, "pack"):

@@ -67,6 +67,11 @@ class Values:
             raise InputError(f"values is {text!r}; it must be fp32, fp16, int8, or codebook:2 to codebook:8.")
         return cls(text)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are stored in fewer bits than they have."""
+        return self.kind != "fp32"
+
     def __str__(self) -> str:
         return f"{self.kind}:{self.bits}" if self.bits else self.kind
 

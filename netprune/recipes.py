@@ -40,6 +40,8 @@ class TrainConfig:
     """Mirror each image in every second epoch, from a random start, instead of at random."""
     crop_padding: int = 4
     """Pixels, by reflection, around an image before its size is cut out of that at random, from 0 to 31."""
+    dropout: float | None = None
+    """Probability, in [0, 1), of the network's dropout layers while it is trained; None for what they have."""
     ema: float = 0.0
     """Decay a step, in [0, 1), of the average of the weights that is validated and given back; 0 for none."""
     distillation: float = 0.0
@@ -63,6 +65,7 @@ class TrainConfig:
             "grad_clip": (self.grad_clip > 0, "above 0"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "from 0 to below 1"),
             "crop_padding": (0 <= self.crop_padding < 32, "from 0 to 31"),
+            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1"),
             "ema": (0 <= self.ema < 1, "from 0 to below 1"),
             "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
             "gradual": (0 <= self.gradual < 1, "from 0 to below 1"),

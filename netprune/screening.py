@@ -57,9 +57,15 @@ class Screen:
         Of outputs scaled by the best of a few factors: what counts is the order of the classes, and pruning changes how
         sure a network sounds.
         """
-        model = copy.deepcopy(self.dense).to(memory_format=torch.channels_last)
+        model = copy.deepcopy(self.dense)
         masks = {n: self.orders[n] >= pruned_count(self.orders[n].numel(), value) for n, value in sparsity.items()}
         apply_masks(model, masks)
+        return self.left(model)
+
+    @torch.no_grad()
+    def left(self, model: nn.Module) -> float:
+        """The same for a network that has been pruned already, and may have been finetuned; recalibrated in place."""
+        model.to(memory_format=torch.channels_last)
         recalibrate(model, self.dataset, RECALIBRATED)
         with eval_mode(model):
             logits = torch.cat([model(batch) for batch in torch.split(self.images, BATCH)])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from netprune import distributed
@@ -69,6 +71,8 @@ class Callbacks:
     on_check: OnCheck | None = None
     checks: tuple[float, ...] = ()
     """Shares of all steps, each in (0, 1), after which `on_check` is called."""
+    on_finetuned: Callable[[nn.Module], None] | None = None
+    """Called by `pruning.prune_candidate` with the finetuned network, before its values are rounded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +131,7 @@ def train(
         raise InputError(f"gradual is {config.gradual}, and there are no rising masks to go by.")
     distributed.team().check_batch(config.batch_size)
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _dropout(model, config.dropout):
         torch.manual_seed(config.seed)
         loop = _Loop(model, dataset, config, held)
         if resume is not None:
@@ -140,6 +144,19 @@ def train(
         if loop.average is not None:
             model.load_state_dict(loop.average.module.state_dict())
     return results
+
+
+@contextmanager
+def _dropout(model: nn.Module, probability: float | None) -> Iterator[None]:
+    """The network's dropout layers have this probability inside, and their own again after it."""
+    own = {layer: layer.p for layer in model.modules() if isinstance(layer, _DropoutNd)}
+    for layer in own:
+        layer.p = layer.p if probability is None else probability
+    try:
+        yield
+    finally:
+        for layer, before in own.items():
+            layer.p = before
 
 
 class _Loop:

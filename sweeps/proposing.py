@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -12,7 +13,8 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from netprune.search_space import REACH, Point, Space
-from sweeps.scores import Tried
+from netprune.starts import gain_of_training
+from sweeps.scores import Tried, lineage
 
 FLOOR, DENSITY, OFFSET = "accuracy_floor", "density", "offset/"
 WORST = 0.1
@@ -31,8 +33,9 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
 def ask(sampler: BaseSampler, space: Space, floor: float, tried: Sequence[Tried], running: Sequence[Point]) -> Point:
     """What the sampler proposes next for one floor.
 
-    It is asked in memory, with each trial's constraint as that floor has it (a stored constraint is of one floor), the
-    logarithm of bytes for bytes, and, once a trial meets the floor, within a region around the smallest one that does:
+    It is asked in memory, with each trial's constraint as that floor has it (a stored constraint is of one floor), each
+    accuracy as it would be had the trial's network been trained as long as the next one's will have been, the logarithm
+    of bytes for bytes, and, once a trial meets the floor, within a region around the smallest one that does:
     a model of a few dozen noisy trials holds near by at most, and over the whole space most proposals would be its
     corners (after SCBO, Eriksson & Poloczek 2021, arXiv:2002.08526).
 
@@ -46,7 +49,7 @@ def ask(sampler: BaseSampler, space: Space, floor: float, tried: Sequence[Tried]
     memory = optuna.create_study(sampler=sampler)
     region = _region(space, tried, floor)
     distributions: dict[str, BaseDistribution] = {**region}
-    for one in tried:
+    for one in _grown(tried, floor):
         if _inside(one.point, region):
             memory.add_trial(
                 create_trial(
@@ -81,11 +84,38 @@ def point_of(params: Mapping[str, float]) -> Point:
     return Point(density=params[DENSITY], offsets=offsets)
 
 
-def _region(space: Space, tried: Sequence[Tried], floor: float) -> dict[str, FloatDistribution]:
+def _grown(tried: Sequence[Tried], floor: float) -> list[Tried]:
+    """With each accuracy brought to the finetune epochs of a network that goes on from the best one."""
+    had = lineage(tried)
+    trained = [one for one in tried if had[one.number] and not one.score.stopped]
+    if not trained:
+        return list(tried)
+    best = _best(trained, floor) or max(trained, key=lambda one: one.score.accuracy)
+    most = had[best.number] + best.score.epochs
+    gain = gain_of_training(
+        [one.point.density for one in trained],
+        [had[one.number] for one in trained],
+        [one.score.accuracy for one in trained],
+    )
+
+    def grown(one: Tried) -> Tried:
+        more = gain * max(0.0, math.log(most / had[one.number]))
+        return replace(one, score=replace(one.score, accuracy=one.score.accuracy + more))
+
+    return [grown(one) if one in trained else one for one in tried]
+
+
+def _best(tried: Sequence[Tried], floor: float) -> Tried | None:
+    """The smallest that meets the floor."""
     feasible = [one for one in tried if one.score.meets(floor)]
-    if not feasible:
+    return min(feasible, key=lambda one: (one.score.size_bytes, -one.score.accuracy), default=None)
+
+
+def _region(space: Space, tried: Sequence[Tried], floor: float) -> dict[str, FloatDistribution]:
+    best = _best(tried, floor)
+    if best is None:
         return whole(space)
-    centre = min(feasible, key=lambda one: (one.score.size_bytes, -one.score.accuracy)).point
+    centre = best.point
     around = {
         f"{OFFSET}{name}": FloatDistribution(max(-REACH, value - REGION), min(REACH, value + REGION))
         for name, value in centre.offsets.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netprune.search_space import Point
@@ -31,6 +31,8 @@ class Score:
     """Why it would have stopped early, had it not been a control."""
     epochs: float = 0.0
     """Finetune epochs that it took."""
+    start: int | None = None
+    """The trial whose network it went on from; None for the dense one."""
 
     def meets(self, floor: float) -> bool:
         """Whether it ran to its end and its accuracy is at the floor."""
@@ -48,3 +50,12 @@ class Tried:
     number: int
     point: Point
     score: Score
+
+
+def lineage(tried: Sequence[Tried]) -> dict[int, float]:
+    """Number → finetune epochs that its network has had in all, those of the trials that it went on from included."""
+    scores, found = {one.number: one.score for one in tried}, dict[int, float]()
+    for number in sorted(scores):  # a trial goes on from one that ended before it began
+        score = scores[number]
+        found[number] = score.epochs + (0.0 if score.start is None else found[score.start])
+    return found

@@ -217,3 +217,21 @@ def test_load_dataset_folder_of_few_images_has_no_empty_split_or_is_refused(tmp_
     except InputError:
         return
     assert min(len(part) for part in (dataset.train, dataset.val, dataset.test)) > 0
+
+
+@pytest.mark.parametrize("link", ["cat/linked.png", "horse"], ids=["image", "class"])
+def test_read_image_folder_link_out_of_it_is_refused_by_name(tmp_path, link):
+    make_folder(tmp_path / "in")
+    outside = make_folder(tmp_path / "outside", classes=("a", "b"))
+    (tmp_path / "in" / link).symlink_to(next(iter(outside)) if link.endswith("png") else tmp_path / "outside" / "a")
+    with pytest.raises(InputError, match=rf"{link} is a link that leads out of .*in: put what it leads to"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+def test_read_image_folder_link_within_it_is_an_image_like_others(tmp_path):
+    made = make_folder(tmp_path / "in")
+    first = next(iter(made))
+    (first.parent / "again.png").symlink_to(first)
+    found = read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert len(found.images) == 7
+    assert sum(np.array_equal(image, made[first].transpose(2, 0, 1)) for image in found.images) == 2

@@ -1,5 +1,7 @@
 """Masks: as many pruned as were asked for, ties and ends included."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -202,3 +204,25 @@ def test_measured_sparsity_is_what_was_asked_within_rounding(tiny_net):
         count = round(asked[name] * weight.numel())
         assert int((weight.detach().numpy() == 0).sum()) == count
         assert measured[name] == pytest.approx(count / weight.numel(), abs=1e-12)
+
+
+def test_make_masks_of_a_pruned_network_prunes_its_zeros_first_and_brings_back_the_largest_of_the_dense(tiny_net):
+    name, dense = "conv4.0.weight", copy.deepcopy(tiny_net)
+    apply_masks(tiny_net, make_masks(tiny_net, {name: 0.9}))
+    with torch.no_grad():  # what is left has become smaller than all that went
+        prunable_weights(tiny_net)[name].mul_(1e-6)
+    had = prunable_weights(tiny_net)[name] != 0
+    fewer = make_masks(tiny_net, {name: 0.95}, dense=dense)[name]
+    assert (fewer & ~had).sum() == 0
+    more = make_masks(tiny_net, {name: 0.8}, dense=dense)[name]
+    assert (had & ~more).sum() == 0
+    back = prunable_weights(dense)[name].abs().masked_fill(had, 0.0)
+    least = torch.topk(back.flatten(), int((more & ~had).sum())).values[-1]
+    assert torch.equal(more & ~had, back >= least)
+
+
+def test_make_masks_of_a_pruned_network_whose_dense_layer_was_empty_is_exact(tiny_net):
+    name = "conv4.0.weight"
+    apply_masks(tiny_net, {name: torch.zeros_like(prunable_weights(tiny_net)[name], dtype=torch.bool)})
+    mask = make_masks(tiny_net, {name: 0.25}, dense=copy.deepcopy(tiny_net))[name]
+    assert pruned(mask) == pruned_count(mask.numel(), 0.25)

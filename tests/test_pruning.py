@@ -89,6 +89,45 @@ def test_prune_candidate_leaves_the_dense_network_as_it_is(tiny_net, tiny_datase
     assert all(p.grad is None for p in tiny_net.parameters())
 
 
+def test_prune_candidate_that_goes_on_keeps_what_its_start_has_learned(tiny_net, tiny_dataset, tiny_header):
+    names = prunable_weights(tiny_net)
+    _, first = prune_candidate(tiny_net, tiny_dataset, tiny_header, dict.fromkeys(names, 0.5), FINETUNED)
+    start = unpack(first).model
+    before = weights_digest(start)
+    result, data = prune_candidate(
+        tiny_net, tiny_dataset, tiny_header, dict.fromkeys(names, 0.75), ONE_SHOT, start=start
+    )
+    assert weights_digest(start) == before
+    had, has = prunable_weights(start), prunable_weights(unpack(data).model)
+    for name, weight in has.items():
+        kept = weight != 0
+        assert int(kept.sum()) == weight.numel() - round(0.75 * weight.numel())
+        assert torch.equal(weight[kept], had[name][kept])
+        assert (weight[kept].abs().min() >= had[name][~kept].abs().max()) or weight.numel() < 100
+    assert result.measured == pytest.approx({n: round(0.75 * w.numel()) / w.numel() for n, w in has.items()})
+
+
+@pytest.mark.parametrize("config", [FINETUNED, GRADUAL], ids=["at once", "gradual"])
+def test_prune_candidate_that_goes_on_may_have_more_weights_than_its_start(tiny_net, tiny_dataset, tiny_header, config):
+    name = "res2.0.0.weight"
+    _, first = prune_candidate(tiny_net, tiny_dataset, tiny_header, {name: 0.9}, FINETUNED)
+    start = unpack(first).model
+    result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, {name: 0.6}, config, start=start)
+    assert result.measured[name] == pytest.approx(0.6, abs=1e-3)
+
+
+def test_prune_candidate_gives_the_network_before_its_values_are_rounded(tiny_net, tiny_dataset, tiny_header):
+    seen = []
+    callbacks = Callbacks(on_finetuned=lambda network: seen.append(copy.deepcopy(network)))
+    config = replace(FINETUNED, values=Values.parse("codebook:2"))
+    allocation = {"conv4.0.weight": 0.5}
+    _, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config, callbacks=callbacks)
+    _, exact = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED)
+    (network,) = seen
+    assert weights_digest(network) == weights_digest(unpack(exact).model)
+    assert weights_digest(network) != weights_digest(unpack(data).model)
+
+
 def test_prune_candidate_never_reads_the_test_split(tiny_net, tiny_dataset, tiny_header):
     result, _ = prune_candidate(
         tiny_net, replace(tiny_dataset, test=None), tiny_header, {"conv2.0.weight": 0.5}, FINETUNED

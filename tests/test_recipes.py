@@ -30,6 +30,8 @@ from netprune.recipes import RECIPES, TrainConfig, recipe
         ("label_smoothing", 1.0),
         ("crop_padding", -1),
         ("crop_padding", 32),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
         ("ema", 1.0),
         ("ema", -0.1),
         ("distillation", 1.1),

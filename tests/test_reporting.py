@@ -30,6 +30,7 @@ from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source, SourceRequest
+from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.studies import FoundStudy, find_study
 from sweeps.stages.training import TrainRequest
 from sweeps.table import count, percent
@@ -112,7 +113,7 @@ def test_report_counts_what_dense_and_pruned_take_images_for(source, rendered):
     run_search(source, REQUEST)
     run_report("small")
     (page,) = rendered
-    shown = unpack(artifacts.read_artifact(find_study("small").winners()[0].run.run_id, trials.PACKED_FILE)).model
+    shown = unpack(artifacts.read_artifact(find_study("small").winners()[0].run.run_id, PACKED_FILE)).model
     found, val = page.comparison, source.dataset.val
     of_dense, of_pruned = (evaluate(net, val, source.dataset).accuracy for net in (source.model, shown))
     assert found.images == 24

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import mlflow
 import pytest
+import torch
 
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
-from netprune.models import weights_digest
+from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
@@ -23,6 +24,7 @@ from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
 
 SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
@@ -80,19 +82,67 @@ def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(source):
     assert {run.data.tags[SEED] for run in confirmations} == {str(FRESH), str(FRESH + 1)}
     results = [json.loads(artifacts.read_artifact(run.info.run_id, "result.json")) for run in confirmations]
     assert sorted(result["seed"] for result in results) == [FRESH, FRESH + 1]  # and not the tag alone
-    digests = {
-        weights_digest(unpack(artifacts.read_artifact(r.info.run_id, trials.PACKED_FILE)).model) for r in confirmations
-    }
+    digests = {weights_digest(unpack(artifacts.read_artifact(r.info.run_id, PACKED_FILE)).model) for r in confirmations}
     assert len(digests) == 2
     assert {run.data.tags[EPOCHS] for run in confirmations} == {"2"}
     assert won.lower >= outcome.floors[0].floor
     assert won.lower < sum(won.accuracies) / 2
     kept = json.loads(artifacts.read_artifact(outcome.run_id, CONFIRMED_FILE))
     assert [entry["run_id"] for entry in kept.values()] == [won.run_id]
-    shipped = unpack(artifacts.read_artifact(won.run_id, trials.PACKED_FILE)).model
+    shipped = unpack(artifacts.read_artifact(won.run_id, PACKED_FILE)).model
     accuracy = evaluate(shipped, source.dataset.val, source.dataset).accuracy
     assert accuracy == max(won.accuracies)
     assert runs("search")[0].data.metrics["confirmed_packed_bytes"] == won.size_bytes
+
+
+def test_search_trials_go_on_from_each_other_where_that_leaves_less_to_recover(source):
+    run_search(source, replace(REQUEST, trials=8))
+    starts = {run.data.tags[tracking.TRIAL]: run.data.tags[trials.START] for run in runs("trial")}
+    assert starts["0"] == "dense"
+    assert {start for start in starts.values() if start != "dense"} <= {f"trial {number}" for number in starts}
+    assert any(start != "dense" for start in starts.values())
+    for number, start in starts.items():
+        assert start == "dense" or int(start.removeprefix("trial ")) < int(number)
+
+
+def test_search_trial_keeps_every_weight_of_its_start_that_it_has_room_for(source, monkeypatch):
+    begun = {}
+    whole = trials.prune_candidate
+
+    def spy(*arguments, start, **options):
+        begun[len(begun)] = start
+        return whole(*arguments, start=start, **options)
+
+    monkeypatch.setattr(trials, "prune_candidate", spy)
+    run_search(source, replace(REQUEST, trials=8))
+    for run in runs("trial"):
+        number, start = int(run.data.tags[tracking.TRIAL]), run.data.tags[trials.START]
+        if start == "dense":
+            assert begun[number] is None
+            continue
+        (parent,) = (r for r in runs("trial") if r.data.tags[tracking.TRIAL] == start.removeprefix("trial "))
+        kept = unpack(artifacts.read_artifact(parent.info.run_id, PACKED_FILE)).model
+        assert weights_digest(begun[number]) == weights_digest(kept)
+
+
+@pytest.mark.parametrize("values", ["fp32", "codebook:3"])
+def test_search_confirmation_goes_on_from_the_trials_network_before_rounding(source, values):
+    outcome = run_search(source, replace(REQUEST, values=values, trials=2, confirm_epochs=0.0, max_drop=(80.0,)))
+    won = outcome.floors[0].confirmed
+    (trial,) = (run for run in runs("trial") if run.data.tags[tracking.TRIAL] == str(won.trial))
+    had, has = (
+        unpack(artifacts.read_artifact(run_id, name)).model
+        for run_id, name in [
+            (trial.info.run_id, FINETUNED_FILE if values != "fp32" else PACKED_FILE),
+            (won.run_id, PACKED_FILE),
+        ]
+    )
+    if values == "fp32":  # nothing is trained any more: the same weights
+        pairs = zip(prunable_weights(had).values(), prunable_weights(has).values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+    else:
+        assert max(len(w.unique()) for w in prunable_weights(has).values()) <= 9
+        assert max(len(w.unique()) for w in prunable_weights(had).values()) > 9
 
 
 def test_search_gone_on_with_repeats_no_trial_no_confirmation_and_no_scan(source):
@@ -156,7 +206,7 @@ def hopeless_below(monkeypatch):
     def arrange(*, control):
         monkeypatch.setattr(trials, "is_control", lambda *_: control)
         curves = [LearningCurve(checks={0.5: 1.1}, final=0.01)]
-        monkeypatch.setattr(trials.Trials, "curves", property(lambda _: curves, lambda *_: None), raising=False)
+        monkeypatch.setattr(trials.Trials, "curves", lambda *_: curves)
 
     return arrange
 

@@ -9,8 +9,8 @@ from optuna.trial import TrialState
 
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
-from sweeps.proposing import DENSITY, OFFSET, SAMPLERS, ask, parameters, whole
-from sweeps.scores import Score
+from sweeps.proposing import DENSITY, FLOOR, OFFSET, SAMPLERS, ask, parameters, whole
+from sweeps.scores import Score, Tried, lineage
 from sweeps.storage import JOURNAL
 from sweeps.study import FAILURES, Limits, SparsityStudy
 
@@ -370,3 +370,36 @@ def test_study_run_id_is_kept():
 def test_study_parameters_in_the_store_are_the_spaces_own():
     run(make_study(), Listed((500, 0.9)), 1)
     assert trials()[0].params.keys() == {DENSITY, f"{OFFSET}a", f"{OFFSET}b"}
+
+
+def tried(number, density, accuracy, *, epochs=1.0, start=None, stopped=""):
+    found = score(round(1e6 * density), accuracy, number, epochs=epochs, start=start, stopped=stopped)
+    return Tried(number, Point(density=density, offsets=ZERO), found)
+
+
+def test_lineage_adds_up_the_epochs_of_all_that_a_trial_went_on_from():
+    found = [
+        tried(0, 0.5, 0.9),
+        tried(2, 0.3, 0.9, start=0, epochs=0.5),
+        tried(3, 0.4, 0.9),
+        tried(5, 0.2, 0.9, start=2),
+    ]
+    assert lineage(found) == {0: 1.0, 2: 1.5, 3: 1.0, 5: 2.5}
+
+
+def test_ask_judges_an_early_trial_as_if_it_had_been_trained_as_long_as_the_next_will_be(monkeypatch):
+    told = {}
+    add = optuna.Study.add_trial
+    monkeypatch.setattr(
+        optuna.Study, "add_trial", lambda self, t: (told.update({t.params[DENSITY]: t.constraints}), add(self, t))[1]
+    )
+    chain = [tried(0, 0.30, 0.79)]
+    chain += [tried(i, 0.30, 0.79 + 0.01 * math.log(i + 1), start=i - 1) for i in range(1, 8)]
+    study = make_study()
+    ask(SAMPLERS["gp"](0), study.space, 0.8, [*chain, tried(9, 0.31, 0.795), tried(10, 0.32, 0.1, stopped="x")], [])
+    # 0.795 after one epoch, about a point an e-fold: by nine epochs at the floor; what was stopped never
+    assert told[0.31][FLOOR] < 0
+    assert told[0.32][FLOOR] == pytest.approx(0.1)
+    told.clear()
+    ask(SAMPLERS["gp"](0), study.space, 0.8, [tried(0, 0.30, 0.81), tried(1, 0.31, 0.795)], [])
+    assert told[0.31][FLOOR] > -0.005

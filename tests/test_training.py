@@ -393,3 +393,19 @@ def test_train_gradual_resumed_equals_the_uninterrupted_training(tiny_dataset):
 
     whole = trained(on_epoch=lambda _, snapshot: snapshots.append(snapshot()))
     assert [trained(resume=snapshot) for snapshot in snapshots[:3]] == [whole] * 3
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5])
+def test_train_with_dropout_of_its_own_equals_a_network_that_has_it(tiny_dataset, tiny_net, probability):
+    changed = copy.deepcopy(tiny_net)
+    changed.classifier[2].p = probability
+    assert trained(tiny_net, tiny_dataset, replace(SHORT, dropout=probability)) == trained(changed, tiny_dataset)
+    assert trained(tiny_net, tiny_dataset, replace(SHORT, dropout=probability)) != trained(tiny_net, tiny_dataset)
+
+
+def test_train_with_dropout_of_its_own_leaves_the_layers_with_theirs_even_if_it_raises(tiny_dataset, tiny_net):
+    train(tiny_net, tiny_dataset, replace(SHORT, epochs=1, dropout=0.7))
+    assert tiny_net.classifier[2].p == 0.2
+    with pytest.raises(DivergedError):
+        train(tiny_net, tiny_dataset, replace(SHORT, max_lr=1e18, dropout=0.7))
+    assert tiny_net.classifier[2].p == 0.2

@@ -1,9 +1,11 @@
-"""Candidates finetuned longer with fresh seeds, and accepted by a bound instead of a lucky trial."""
+"""Candidates finetuned on, longer, with fresh seeds, and accepted by a bound instead of a lucky trial."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+
+from torch import nn
 
 from netprune.confidence import lower_bound
 from netprune.confirmation import ROUNDING, Bound, Candidate, image_margin, next_candidate
@@ -14,6 +16,7 @@ from netprune.training import Callbacks
 from sweeps import tracking
 from sweeps.progress import Progress, report
 from sweeps.stages.source import Source
+from sweeps.stages.starting import fetch_network
 from sweeps.stages.trials import log_result, log_seconds
 from sweeps.study import SparsityStudy
 from sweeps.table import count, percent
@@ -26,7 +29,7 @@ FRESH = 1000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confirmed:
-    """A trial's allocation, finetuned longer with fresh seeds."""
+    """A trial's network, finetuned on, longer, with fresh seeds."""
 
     trial: int
     run_ids: tuple[str, ...]
@@ -84,19 +87,23 @@ class Contest:
     candidates: tuple[Candidate, ...]
     sparsities: Mapping[int, Sparsity]
     """By candidate number."""
+    network: Callable[[int], nn.Module]
+    """A candidate's finetuned network, by its number."""
     session: str = ""
     """Of the worker that confirms."""
 
     @classmethod
-    def of(cls, study: SparsityStudy, objective: str) -> Contest:
+    def of(cls, study: SparsityStudy, objective: str, source: Source, config: PruneConfig) -> Contest:
         """A study's trials that ran to their end."""
         tried = [one for one in study.tried if not one.score.stopped]
+        run_ids = {one.number: one.score.run_id for one in tried}
         return cls(
             name=study.name,
             floors=study.floors,
             objective=objective,
             candidates=tuple(Candidate(one.number, one.score.size_bytes, one.score.accuracy) for one in tried),
             sparsities={one.number: study.space.at(one.point) for one in tried},
+            network=lambda number: fetch_network(run_ids[number], source, config),
             session=study.crew.key,
         )
 
@@ -170,6 +177,7 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
                 source.header,
                 sparsity,
                 replace(config, finetune=finetune),
+                start=contest.network(number),
                 callbacks=Callbacks(on_step=progress),
             )
         log_result(result, data)

@@ -14,8 +14,8 @@ from sweeps import artifacts, registry, tracking
 from sweeps.inputs import log_data
 from sweeps.stages.describing import study_note, version_note
 from sweeps.stages.source import DataRequest, short_name
+from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.studies import DENSE, FoundStudy, Winner, find_study, open_study_data
-from sweeps.stages.trials import PACKED_FILE
 from sweeps.table import count, percent, table
 
 

@@ -28,6 +28,7 @@ from sweeps.stages.describing import study_note
 from sweeps.stages.request import SearchRequest, accuracy_floors, study_name
 from sweeps.stages.scanning import run_scan
 from sweeps.stages.source import Source
+from sweeps.stages.starting import Starts
 from sweeps.stages.studies import study_of
 from sweeps.stages.trials import DENSE_FILE, Trials
 from sweeps.study import Limits, Propose, SparsityStudy
@@ -159,7 +160,8 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest) -> None:
         tracking.set_tags({"seed_rule": rule})
         report(f"seeds by {rule}: the best of the rules before any training")
     finetune = _finetuning(source, request, request.finetune_epochs)
-    trials, start = Trials(source, study, finetune, request.objective, request.seed), time.monotonic()
+    starts = Starts(source, study, finetune, screen)
+    trials, start = Trials(starts, request.objective, request.seed), time.monotonic()
     if request.workers > 1:
         run_workers(request.workers, study.name)
     while True:
@@ -196,7 +198,7 @@ def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> di
         seeds=tuple(request.seed + FRESH + i for i in range(request.confirm_seeds)),
         most=request.confirm_most,
     )
-    winners = confirm(source, Contest.of(study, request.objective), how)
+    winners = confirm(source, Contest.of(study, request.objective, source, how.config), how)
     artifacts.log_json(record(winners), CONFIRMED_FILE)
     _tag_confirmations(study.name, {won.run_id for won in winners.values() if won is not None})
     strictest = winners[study.floors[0]]

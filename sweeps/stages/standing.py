@@ -11,8 +11,8 @@ from netprune.size import measure_size
 from sweeps import artifacts, tracking
 from sweeps.findings import Accuracy, FloorResult, LayerRow, Network, Step
 from sweeps.stages.repeating import register_command, search_command
+from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.studies import DENSE, FoundStudy, Winner, version_uri
-from sweeps.stages.trials import PACKED_FILE
 from sweeps.table import percent
 
 UNSURE = "the smallest trial that met the floor, which is not confirmed"

@@ -15,7 +15,8 @@ from netprune.packing import PackedModel, read_packed
 from sweeps import artifacts, registry, tracking
 from sweeps.stages.confirming import CONFIRMED_FILE, SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
-from sweeps.stages.trials import DENSE_FILE, PACKED_FILE
+from sweeps.stages.starting import PACKED_FILE
+from sweeps.stages.trials import DENSE_FILE
 from sweeps.table import count, percent
 
 DENSE = "dense_"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from netprune.evaluation import Evaluation
 from netprune.masks import Sparsity
 from netprune.packing import pack
-from netprune.pruning import PruneConfig, PruneResult, prune_candidate, pruned_copy
+from netprune.pruning import PruneResult, prune_candidate, pruned_copy
 from netprune.quantise import quantise
 from netprune.size import measure_size
 from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control
@@ -17,16 +17,18 @@ from netprune.training import Callbacks
 from sweeps import artifacts, registry, tracking
 from sweeps.progress import Progress, duration, report
 from sweeps.scores import Score
-from sweeps.stages.source import Source
-from sweeps.study import Limits, Record, SparsityStudy
+from sweeps.stages.starting import PACKED_FILE, Start, Starts, keep_network
+from sweeps.study import Limits, Record
 from sweeps.table import count, percent
 
-PACKED_FILE, DENSE_FILE = f"packed/{registry.MODEL_FILE}", f"dense/{registry.MODEL_FILE}"
+DENSE_FILE = f"dense/{registry.MODEL_FILE}"
+START = "netprune.start"
+"""Tag: the trial whose network a trial went on from, or `dense`."""
 SECONDS = "seconds/"
 """Metric, with a stage after it: wall-clock seconds."""
 STOPPED = "stopped"
 """The stage of a trial that was stopped: all it took."""
-PASSES = ("finetune", "evaluate", "quantise")
+PASSES = ("start", "finetune", "evaluate", "quantise")
 """Stages that consist of forward and backward passes."""
 
 
@@ -37,15 +39,17 @@ class StoppedEarlyError(Exception):
 class Trials:
     """One sitting of a study: its trials' runs, and the line after each."""
 
-    def __init__(self, source: Source, study: SparsityStudy, config: PruneConfig, objective: str, seed: int) -> None:
-        self.source, self.study, self.config, self.objective, self.seed = source, study, config, objective, seed
-        self.start, self.results, self.idle_since = time.monotonic(), 0, time.perf_counter()
+    def __init__(self, starts: Starts, objective: str, seed: int) -> None:
+        self.source, self.study, self.config = starts.source, starts.study, starts.config
+        self.starts, self.objective, self.seed = starts, objective, seed
+        self.begun, self.results, self.idle_since = time.monotonic(), 0, time.perf_counter()
 
-    @property
-    def curves(self) -> list[LearningCurve]:
-        """Of the study's trials that ran to their end, other workers' too."""
+    def curves(self, start: Start) -> list[LearningCurve]:
+        """Of the study's trials that ran to their end, other workers' too: those that began as this one, at the dense
+        network or in the middle. A network that has been finetuned before has another curve."""
         ended = [tried.score for tried in self.study.tried if not tried.score.stopped]
-        return [LearningCurve(checks=score.checks, final=score.accuracy) for score in ended]
+        alike = [score for score in ended if (score.start is None) == (start.number is None)]
+        return [LearningCurve(checks=score.checks, final=score.accuracy) for score in alike]
 
     @property
     def epochs_a_trial(self) -> float:
@@ -62,9 +66,16 @@ class Trials:
             tracking.TRIAL: str(number),
             tracking.SESSION: self.study.crew.key,
         }
-        looks = _Looks(self, number)
         with tracking.tracked_run("trial", name, config, tags=tags) as run_id:
-            start = time.perf_counter()
+            begun = time.perf_counter()
+            start = self.starts.find(sparsity)
+            tracking.set_tags({START: "dense" if start.number is None else f"trial {start.number}"})
+            looks, found = _Looks(self, number, start), time.perf_counter() - begun
+            callbacks = Callbacks(
+                on_check=looks,
+                checks=CHECKS[1:],
+                on_finetuned=lambda network: keep_network(network, self.source, self.config),
+            )
             try:
                 with Progress(f"trial {number}") as progress:
                     result, data = prune_candidate(
@@ -73,14 +84,15 @@ class Trials:
                         self.source.header,
                         sparsity,
                         self.config,
-                        callbacks=Callbacks(on_step=progress, on_check=looks, checks=CHECKS[1:]),
+                        start=start.network,
+                        callbacks=replace(callbacks, on_step=progress),
                     )
             except StoppedEarlyError as stop:
                 score = self._stopped(sparsity, looks, str(stop), run_id)
-                log_seconds({STOPPED: sampled + time.perf_counter() - start})
+                log_seconds({STOPPED: sampled + time.perf_counter() - begun})
             else:
                 score = self._finished(result, data, looks, run_id)
-                _log_stages(result.seconds, sampled, time.perf_counter() - start)
+                _log_stages({"start": found, **result.seconds}, sampled, time.perf_counter() - begun)
             record(score)
         self.idle_since = time.perf_counter()
         return score
@@ -99,6 +111,7 @@ class Trials:
             checks=looks.checks,
             overruled=looks.verdict,
             epochs=self.epochs_a_trial,
+            start=looks.start.number,
         )
         log_result(result, data)
         self._log(score)
@@ -106,7 +119,9 @@ class Trials:
 
     def _stopped(self, sparsity: Sparsity, looks: _Looks, reason: str, run_id: str) -> Score:
         """The size is that of the network before its finetuning: trained values take about as many bytes."""
-        pruned = pruned_copy(self.source.model, self.source.dataset, sparsity, self.config.saliency).model
+        pruned = pruned_copy(
+            self.source.model, self.source.dataset, sparsity, self.config.saliency, start=looks.start.network
+        ).model
         quantise(pruned, self.config.values)
         packed = self.objective == "packed_bytes"
         size = len(pack(pruned, self.source.header)) if packed else measure_size(pruned).nonzero_bytes
@@ -117,6 +132,7 @@ class Trials:
             checks=looks.checks,
             stopped=reason,
             epochs=self.epochs_a_trial * max(looks.checks),
+            start=looks.start.number,
         )
         tracking.log_metrics({self.objective: size})
         self._log(score)
@@ -152,9 +168,9 @@ class Trials:
             if best is not None:
                 size = {f"best_{self.objective}": best.size_bytes}
                 tracking.log_metrics({**size, "best_val_accuracy": best.accuracy}, step=done)
-            left = (time.monotonic() - self.start) / self.results * self._trials_left(limits, done, score)
+            left = (time.monotonic() - self.begun) / self.results * self._trials_left(limits, done, score)
             if limits.timeout is not None:
-                left = min(left, max(0.0, limits.timeout - (time.monotonic() - self.start)))
+                left = min(left, max(0.0, limits.timeout - (time.monotonic() - self.begun)))
             report(
                 f"trial {done}/{limits.trials}  {_outcome(score, floor)}  {count(score.size_bytes)} bytes  "
                 f"best {count(best.size_bytes) if best else 'none yet'}  about {duration(left)} left"
@@ -174,11 +190,11 @@ class Trials:
 class _Looks:
     """What a trial shows on the way, and the verdict on it."""
 
-    def __init__(self, trials: Trials, number: int) -> None:
-        self.trials, self.number = trials, number
+    def __init__(self, trials: Trials, number: int, start: Start) -> None:
+        self.trials, self.number, self.start = trials, number, start
         self.checks: dict[float, float] = {}
         self.verdict, self.bound = "", 0.0
-        self.curves = trials.curves  # as they are when the trial begins: a look must not wait for the storage
+        self.curves = trials.curves(start)  # as they are when the trial begins: a look must not wait for the storage
 
     def __call__(self, share: float, evaluation: Evaluation) -> None:
         self.checks[share] = evaluation.accuracy

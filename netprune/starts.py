@@ -1,0 +1,82 @@
+"""From which network a candidate is best pruned: the dense one, or what an earlier candidate of the study has become.
+
+A network that was pruned part of the way and has recovered is a better start than the dense one, and brings its
+finetune epochs along: pruning and finetuning in turns recovers more than pruning in one shot (Han et al. 2015,
+arXiv:1506.02626; Renda et al. 2020, arXiv:2003.02389). In a study each trial is such a turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from netprune.masks import Sparsity
+
+MOST = 3
+"""Earlier networks that are looked at for each candidate."""
+BACK = 0.25
+"""Share of a candidate's weights that may have to come back, untrained, in a network that it starts from."""
+
+
+def nearest(
+    sizes: Mapping[str, int], sparsity: Sparsity, earlier: Mapping[int, Sparsity], most: int = MOST
+) -> list[int]:
+    """The earlier candidates from which there is least to prune to get to a sparsity, the nearest first.
+
+    One that lacks more than a quarter of the weights that are to stay is no start: they would begin from zero.
+
+    Args:
+        sizes: weight name → number of weights.
+        sparsity: of the candidate to come.
+        earlier: number → sparsity, of the same layers.
+        most: how many to give.
+
+    >>> sizes = {"a": 100}
+    >>> nearest(sizes, {"a": 0.9}, {0: {"a": 0.5}, 1: {"a": 0.85}, 2: {"a": 0.95}}, most=2)
+    [1, 0]
+    """
+    wanted = {name: size * (1 - sparsity[name]) for name, size in sizes.items()}
+    total = sum(wanted.values())
+    found = {}
+    for number, other in earlier.items():
+        kept = {name: size * (1 - other[name]) for name, size in sizes.items()}
+        back = sum(max(0.0, wanted[name] - kept[name]) for name in sizes) / total
+        away = sum(max(0.0, kept[name] - wanted[name]) for name in sizes) / total
+        if back <= BACK:
+            found[number] = math.log1p(away) + back
+    return sorted(found, key=lambda number: (found[number], -number))[:most]
+
+
+GAIN, GAIN_SPREAD = 0.01, 0.01
+SLOPE, SLOPE_SPREAD = 0.03, 0.03
+NOISE = 0.005
+"""What is supposed before anything is measured: the accuracy that each e-fold of finetune epochs and of density brings,
+with the spread of the supposition, and the noise of a finetuning."""
+
+
+def gain_of_training(densities: Sequence[float], epochs: Sequence[float], accuracies: Sequence[float]) -> float:
+    """How much accuracy an e-fold of finetune epochs brings, at an equal density; never less than 0.
+
+    In a study whose trials go on from each other, later trials are better for having been trained longer. To judge an
+    earlier allocation beside a later one, that has to be taken out. Least squares on accuracy = a + b ln density +
+    c ln epochs, with suppositions about b and c that a few trials outweigh; the c.
+
+    Args:
+        densities: of trials, in (0, 1].
+        epochs: that their networks have had in all, above 0.
+        accuracies: in [0, 1].
+
+    >>> round(gain_of_training([0.1], [1.0], [0.8]), 3)
+    0.01
+    >>> round(gain_of_training([0.1] * 8, [1, 2, 4, 8] * 2, [0.80, 0.82, 0.84, 0.86] * 2), 3)
+    0.028
+    """
+    x = np.stack([np.log(densities), np.log(epochs)], axis=1)
+    y = np.asarray(accuracies)
+    x, y = x - x.mean(axis=0), y - y.mean()
+    prior, spread = np.array([SLOPE, GAIN]), np.array([SLOPE_SPREAD, GAIN_SPREAD])
+    weights = np.diag(1 / spread**2)
+    found = np.linalg.solve(x.T @ x / NOISE**2 + weights, x.T @ y / NOISE**2 + weights @ prior)
+    return max(0.0, float(found[1]))
