@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from netprune.errors import InputError
-from netprune.image_folder import MEMORY_SHARE, LabelledImages, free_memory, read_image_folder
+from netprune.image_folder import (
+    IMAGE_SIZE,
+    MEMORY_SHARE,
+    LabelledImages,
+    check_image_size,
+    free_memory,
+    read_image_folder,
+)
 
 SPLIT_SEED = 0
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -91,6 +98,11 @@ class Dataset:
     flip: bool = True
     """Whether a mirrored image is still of its class (a mirrored digit is not)."""
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return int(self.val.images.shape[-1])
+
     def to(self, device: torch.device) -> Dataset:
         """The same data set with every split on `device`; a training split that does not fit there is streamed."""
         train = self.train
@@ -141,22 +153,26 @@ def split_indices(count: int, *fractions: float) -> list[Tensor]:
     return list(torch.split(order, [*sizes, count - sum(sizes)]))
 
 
-def load_dataset(name: str, data_dir: str | Path) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path, image_size: int = IMAGE_SIZE) -> Dataset:
     """Load a data set by name, or an image folder by its path.
 
     Args:
         name: `digits` (scikit-learn's 1,797 handwritten digits, embedded, as 32×32 RGB), `cifar10` (downloaded into
             `data_dir` at first use), or a folder with `train/<class>/…` images and an optional `test/<class>/…`.
         data_dir: where CIFAR-10 and the decoded tensors of image folders are kept.
+        image_size: side, in pixels from 8 to 1024, that the images of a folder are brought to; the others have 32.
 
     Raises:
-        InputError: for an unknown name, a data set that is absent and cannot be downloaded, or a folder that is
-            empty, of one class, or holds a corrupt image.
+        InputError: for an unknown name, a data set that is absent and cannot be downloaded, a folder that is
+            empty, of one class, or holds a corrupt image, or a size that cannot be.
     """
+    check_image_size(image_size)
     if name in DATASETS:
+        if image_size != IMAGE_SIZE:
+            raise InputError(f"the images of {name} are {IMAGE_SIZE}×{IMAGE_SIZE}: image_size is for image folders.")
         return DATASETS[name](Path(data_dir).expanduser())
     if Path(name).expanduser().is_dir():
-        dataset = _image_folder(Path(name).expanduser(), Path(data_dir).expanduser())
+        dataset = _image_folder(Path(name).expanduser(), Path(data_dir).expanduser(), image_size)
         if not all(map(len, (dataset.train, dataset.val, dataset.test))):
             raise InputError(f"{name} has too few images to be split into train, validation and test: add some.")
         return dataset
@@ -245,15 +261,15 @@ def _unreachable(url: str) -> str:
     return reasons[0] if reasons else f"no answer within {PROBE_SECONDS:g} s"
 
 
-def _image_folder(folder: Path, data_dir: Path) -> Dataset:
+def _image_folder(folder: Path, data_dir: Path, image_size: int) -> Dataset:
     name = os.fspath(folder.resolve())
     if not (folder / "train").is_dir():
         raise InputError(f"{folder} has no train/ folder: put the images under {folder}/train/<class>/.")
-    found = read_image_folder(folder / "train", data_dir)
+    found = read_image_folder(folder / "train", data_dir, image_size)
     pool, classes = _as_split(found), found.classes
     if not (folder / "test").is_dir():
         return _held_out(name, pool, 0.1, 0.1, classes=classes)
-    test = read_image_folder(folder / "test", data_dir)
+    test = read_image_folder(folder / "test", data_dir, image_size)
     if test.classes != classes:
         only = sorted(set(test.classes) ^ set(classes))
         raise InputError(f"{folder}/train and {folder}/test hold different classes: {', '.join(only)} is in one only.")

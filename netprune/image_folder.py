@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +19,10 @@ from torch import Tensor
 
 from netprune.errors import InputError
 
-IMAGE_SIZE = 32
-DECODED_AT_ONCE = 4096
+IMAGE_SIZE, LEAST_SIZE, LARGEST_SIZE = 32, 8, 1024
+"""Side of images in pixels: what is taken if nothing is said, and what may be asked for."""
+DECODED_BYTES = 4096 * 3 * IMAGE_SIZE**2
+"""Of decoded images that are in memory at once."""
 MEMORY_SHARE = 0.5
 """Of what is free, that images may take."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -29,7 +33,7 @@ class LabelledImages:
     """What a folder holds: images in the order of their sorted paths."""
 
     images: Tensor
-    """uint8, `(N, 3, 32, 32)`, RGB."""
+    """uint8, `(N, 3, S, S)`, RGB."""
     labels: Tensor
     """int64, `(N,)`: index into `classes`."""
     classes: tuple[str, ...]
@@ -45,27 +49,40 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def read_image_folder(folder: Path, cache_dir: Path) -> LabelledImages:
+def check_image_size(image_size: int) -> None:
+    """Refuse a side of images outside 8 to 1024 pixels.
+
+    Raises:
+        InputError: naming the range.
+    """
+    if not LEAST_SIZE <= image_size <= LARGEST_SIZE:
+        raise InputError(f"image_size is {image_size}; it must be from {LEAST_SIZE} to {LARGEST_SIZE} pixels.")
+
+
+def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZE) -> LabelledImages:
     """Decode every image below `folder`, or take the tensors kept from the last time.
 
-    Images that are not 32×32 are scaled (shorter side to 32) and cropped at the centre. The cache in `cache_dir` is
-    keyed by every file's path, size and time of change, so a changed folder is decoded again. Decoding takes little
-    memory, however many images there are; images that would take more than half of what is free stay on disk.
+    Images that are not S×S, S being `image_size` pixels, are scaled (shorter side to S) and cropped at the centre. The
+    cache in `cache_dir` is keyed by S and every file's path, size and time of change, so a changed folder is decoded
+    again. Decoding takes little memory, however many images there are; images that would take more than half of what
+    is free stay on disk.
 
     Links are followed only to where they stay below `folder`, so that a folder that came from somewhere cannot have
     other files of this machine read.
 
     Raises:
         InputError: if there are fewer than two classes, a class has no image, an image cannot be decoded (the file is
-            named), or a link leads out of the folder.
+            named), a link leads out of the folder, or the size is outside 8 to 1024.
     """
+    check_image_size(image_size)
     paths, classes = _list_images(folder)
     stamps = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), IMAGE_SIZE, stamps]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([str(folder.resolve()), image_size, stamps]).encode()).hexdigest()[:24]
     cache = cache_dir / f"images-{key}.npy"
-    stored = _from_cache(cache, len(paths))
+    shape = (len(paths), 3, image_size, image_size)
+    stored = _from_cache(cache, shape)
     if stored is None:
-        _decode(paths, cache)
+        _decode(paths, cache, shape)
         stored = np.load(cache, mmap_mode="c")
     on_disk = stored.nbytes > MEMORY_SHARE * free_memory(torch.device("cpu"))
     images = torch.from_numpy(stored if on_disk else np.array(stored))
@@ -96,18 +113,20 @@ def _stay_below(folder: Path, entries: list[Path]) -> None:
             raise InputError(f"{entry} is a link that leads out of {folder}: put what it leads to in its place.")
 
 
-def _decode(paths: list[Path], cache: Path) -> None:
-    """Decode into the cache's file, whole or not at all, a few thousand images at a time."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, IMAGE_SIZE, IMAGE_SIZE)}
+def _decode(paths: list[Path], cache: Path, shape: tuple[int, ...]) -> None:
+    """Decode into the cache's file, whole or not at all, as many images at a time as fit into `DECODED_BYTES`."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    at_once = max(1, DECODED_BYTES // math.prod(shape[1:]))
+    decode = functools.partial(_decode_one, image_size=shape[-1])
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".decoding-") as scratch:
             # written, not mapped: a full disk is then an error, and no signal that ends the process
             with (Path(scratch) / cache.name).open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
                 np.lib.format.write_array_header_1_0(file, header)
-                for start in range(0, len(paths), DECODED_AT_ONCE):
+                for start in range(0, len(paths), at_once):
                     # PIL lets go of the interpreter's lock while it decodes, so threads help
-                    decoded = np.stack(list(pool.map(_decode_one, paths[start : start + DECODED_AT_ONCE])))
+                    decoded = np.stack(list(pool.map(decode, paths[start : start + at_once])))
                     file.write(decoded.transpose(0, 3, 1, 2).tobytes())
             os.replace(Path(scratch) / cache.name, cache)
     except OSError as error:
@@ -116,10 +135,10 @@ def _decode(paths: list[Path], cache: Path) -> None:
         ) from None
 
 
-def _decode_one(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _decode_one(path: Path, image_size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     from PIL import Image, ImageOps
 
-    size = (IMAGE_SIZE, IMAGE_SIZE)
+    size = (image_size, image_size)
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
@@ -128,11 +147,11 @@ def _decode_one(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.asarray(image if image.size == size else ImageOps.fit(image, size, Image.Resampling.BILINEAR))
 
 
-def _from_cache(cache: Path, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
+def _from_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
     if not cache.exists():
         return None
     try:
         images = np.load(cache, mmap_mode="c")
     except (ValueError, OSError, EOFError):
         return None  # a damaged cache is decoded anew and replaced
-    return images if images.shape == (count, 3, IMAGE_SIZE, IMAGE_SIZE) and images.dtype == np.uint8 else None
+    return images if images.shape == shape and images.dtype == np.uint8 else None

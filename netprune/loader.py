@@ -92,8 +92,18 @@ def batch_sizes(count: int, batch_size: int) -> list[int]:
     return [min(batch_size, count - start) for start in range(0, steps * batch_size, batch_size)]
 
 
+def batch_for(image_size: int, batch_size: int) -> int:
+    """How many images a batch has that would be of `batch_size` images of 32×32: larger images take no more memory.
+
+    >>> batch_for(32, 500), batch_for(64, 500), batch_for(224, 500)
+    (500, 125, 10)
+    """
+    return max(1, min(batch_size, batch_size * 32**2 // image_size**2))
+
+
 def eval_batches(split: Split, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split in its own order, normalised, unaltered otherwise."""
+    """The split in its own order, normalised, unaltered otherwise; `batch_size` is of images of 32×32 (`batch_for`)."""
+    batch_size = batch_for(split.images.shape[-1], batch_size)
     for images, labels in zip(
         torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True
     ):

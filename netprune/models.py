@@ -52,11 +52,12 @@ def _block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Seq
 class Net10(nn.Module):
     """The source document's residual network of eight convolutions and two linear layers.
 
-    Input `(N, 3, 32, 32)`, normalised; output `(N, num_classes)` logits. At width 128 and 10 classes it has
-    26,793,994 parameters. Parameter names are the document's (`res1.0.0.weight`, `classifier.3.weight`).
+    Input `(N, 3, S, S)`, normalised; output `(N, num_classes)` logits. S is `image_size`, at least 8; the document's is
+    32. At width 128 and 10 classes it has 26,793,994 parameters, whatever S is. Parameter names are the document's
+    (`res1.0.0.weight`, `classifier.3.weight`).
     """
 
-    def __init__(self, num_classes: int = 10, width: int = 128) -> None:
+    def __init__(self, num_classes: int = 10, width: int = 128, image_size: int = 32) -> None:
         super().__init__()
         w = width
         self.conv1 = _block(3, w)
@@ -66,7 +67,11 @@ class Net10(nn.Module):
         self.conv4 = _block(4 * w, 8 * w, pool=True)
         self.res2 = nn.Sequential(_block(8 * w, 8 * w), _block(8 * w, 8 * w))
         self.classifier = nn.Sequential(
-            nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(8 * w, 4 * w), nn.Linear(4 * w, num_classes)
+            nn.MaxPool2d(image_size // 8),  # after three halvings: all that is left of the image
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(8 * w, 4 * w),
+            nn.Linear(4 * w, num_classes),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -78,14 +83,18 @@ class Net10(nn.Module):
         return logits
 
 
-def _net10(architecture: Architecture) -> nn.Module:
-    return Net10(architecture.num_classes, architecture.width)
+def _net10(architecture: Architecture, image_size: int) -> nn.Module:
+    if image_size < 8:
+        raise InputError(f"net10 halves its images three times: it takes 8×8 pixels or more, not {image_size}.")
+    return Net10(architecture.num_classes, architecture.width, image_size)
 
 
-def _vgg16(architecture: Architecture) -> nn.Module:
+def _vgg16(architecture: Architecture, image_size: int) -> nn.Module:
     # imported here: loading a packed Net10 should not need torchvision
     from torchvision.models import vgg16
 
+    if image_size < 32:
+        raise InputError(f"vgg16 halves its images five times: it takes 32×32 pixels or more, not {image_size}.")
     model: nn.Module = vgg16(weights=None, num_classes=architecture.num_classes)
     return model
 
@@ -93,14 +102,22 @@ def _vgg16(architecture: Architecture) -> nn.Module:
 MODELS = {"net10": _net10, "vgg16": _vgg16}
 
 
-def build_model(architecture: Architecture, seed: int = 0) -> nn.Module:
+def build_model(architecture: Architecture, seed: int = 0, image_size: int = 32) -> nn.Module:
     """A freshly initialised network in train mode, on the CPU; the same for the same seed.
 
     Torch's global generator is left as it was.
+
+    Args:
+        architecture: see there.
+        seed: of the first weights.
+        image_size: side of the images that it will see, in pixels. No tensor's shape depends on it.
+
+    Raises:
+        InputError: for images that are too small for the network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[architecture.name](architecture)
+        return MODELS[architecture.name](architecture, image_size)
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from netprune.evaluation import eval_mode
 from netprune.packing import PackedModel
 
 INPUT, OUTPUT = "images", "logits"
-IMAGE = (3, 32, 32)
 TRIED_BATCHES = (1, 7)
 TOLERANCE = 1e-4
 """Largest difference allowed between the two runtimes' outputs, relative to the largest output."""
@@ -42,8 +41,9 @@ class _OnPixels(nn.Module):
 def to_onnx(packed: PackedModel) -> bytes:
     """The network as an ONNX model, checked with onnxruntime.
 
-    Its input `images` is float32 `(N, 3, 32, 32)`, RGB, pixels in [0, 1], any N; normalising is part of the graph. Its
-    output `logits` is float32 `(N, classes)`. Its metadata names the classes and the dense network's digest.
+    Its input `images` is float32 `(N, 3, S, S)`, RGB, pixels in [0, 1], any N, S the header's `image_size`; normalising
+    is part of the graph. Its output `logits` is float32 `(N, classes)`. Its metadata names the classes and the dense
+    network's digest.
 
     Args:
         packed: left as it is.
@@ -63,12 +63,16 @@ def to_onnx(packed: PackedModel) -> bytes:
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
         generator = torch.Generator().manual_seed(0)
         for batch in TRIED_BATCHES:
-            images = torch.rand((batch, *IMAGE), generator=generator)
+            images = torch.rand((batch, *_image(packed)), generator=generator)
             with torch.no_grad():
                 expected = module(images).numpy()
             (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
             _require_equal(found, expected)
     return data
+
+
+def _image(packed: PackedModel) -> tuple[int, int, int]:
+    return 3, packed.header.image_size, packed.header.image_size
 
 
 def _export(module: nn.Module, packed: PackedModel) -> bytes:
@@ -79,7 +83,7 @@ def _export(module: nn.Module, packed: PackedModel) -> bytes:
         with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
             program = torch.onnx.export(
                 module,
-                (torch.zeros(2, *IMAGE),),
+                (torch.zeros(2, *_image(packed)),),
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),

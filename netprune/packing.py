@@ -11,6 +11,7 @@
    |---|---|
    | `architecture` | `{"name", "num_classes", "width"}`, or null for a network of the user's own class |
    | `classes` | names of the outputs, in order |
+   | `image_size` | side of the images that it takes, in pixels; 32 where it is left out |
    | `mean`, `std` | per channel, of pixels in [0, 1] |
    | `dense_digest` | SHA-256 of the dense network that was pruned |
    | `digest` | SHA-256 of the tensors here (`models.state_digest`): what a reader decodes is held against it |
@@ -39,13 +40,14 @@
    - A frequency is a byte f: 255 for a symbol that does not occur, else 2^(-f / 12) relative to the others. Numbers in
      the tables are seven bits a byte, the lowest first, the highest bit set where more follows.
 
-Nothing in the file is executed, and no name in it is imported: the architecture is looked up in `models.MODELS`.
+Nothing in the file is executed, and no name in it is imported: the architecture is looked up in `models.MODELS`, and a
+network of the user's own class is built by the reader (`factory` says on whose word).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,11 @@ import torch
 from torch import Tensor, nn
 
 from netprune.container import damaged, seal, unseal
+from netprune.data import Dataset
 from netprune.entropy import DamagedStreamError, Decoder, Encoder
 from netprune.errors import InputError
-from netprune.models import Architecture, build_model, load_weights, state_digest
+from netprune.image_folder import IMAGE_SIZE, LARGEST_SIZE
+from netprune.models import Architecture, build_model, load_weights, state_digest, weights_digest
 from netprune.tensors import DTYPE_NAMES, DTYPES, Spec, decode_tensors, encode_tensors, spec
 
 MAX_BYTES = 2**30
@@ -77,6 +81,30 @@ class PackedHeader:
     """Per channel, of pixels in [0, 1]."""
     dense_digest: str
     """`weights_digest()` of the dense network it was pruned from (its own, if it is dense)."""
+    image_size: int = IMAGE_SIZE
+    """Side of the images that it takes, in pixels."""
+
+
+Builder = Callable[[PackedHeader], nn.Module]
+"""Builds the network of a file that names no architecture."""
+
+
+def header_for(dense: nn.Module, dataset: Dataset, architecture: Architecture | None = None) -> PackedHeader:
+    """The header of what a dense network, trained on a data set, is pruned to.
+
+    Args:
+        dense: before pruning.
+        dataset: that it was trained on.
+        architecture: how to build it; None for a network of the user's own class.
+    """
+    return PackedHeader(
+        architecture=architecture,
+        classes=dataset.classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        dense_digest=weights_digest(dense),
+        image_size=dataset.image_size,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +132,18 @@ def pack(model: nn.Module, header: PackedHeader) -> bytes:
         "tensors": [dataclasses.astuple(spec(name, tensor)) for name, tensor in state.items()],
         "aliases": aliases,
     }
+    if header.image_size == IMAGE_SIZE:
+        del described["image_size"]
     return seal(described, *encoder.finish())
 
 
-def unpack(data: bytes, into: nn.Module | None = None, *, max_bytes: int = MAX_BYTES) -> PackedModel:
+def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: int = MAX_BYTES) -> PackedModel:
     """Decode a packed file.
 
     Args:
         data: the file's bytes.
-        into: a module to load the weights into, all or nothing; needed for a network of the user's own class.
+        into: a module to load the weights into, all or nothing; needed for a network of the user's own class. Or a
+            function that builds such a module, called for a file of the user's own class only.
         max_bytes: of the network's tensors, in memory.
 
     Raises:
@@ -133,7 +164,8 @@ def unpack(data: bytes, into: nn.Module | None = None, *, max_bytes: int = MAX_B
             f"the netprune file declares {total:,} bytes of weights, above the limit of {max_bytes:,}: if you trust "
             f"it, load it with a larger max_bytes."
         )
-    target = into if into is not None else _skeleton(header, specs, aliases)
+    given = _given(header, into)
+    target = given if given is not None else _skeleton(header, specs, aliases)
     try:
         decoder = Decoder(tables, coded)
         state = decode_tensors(decoder, specs)
@@ -143,14 +175,22 @@ def unpack(data: bytes, into: nn.Module | None = None, *, max_bytes: int = MAX_B
     except (DamagedStreamError, ValueError, MemoryError) as error:
         raise damaged(error) from None
     state |= {name: state[other] for name, other in aliases.items()}
-    if into is not None:
-        load_weights(into, state)
+    if given is not None:
+        load_weights(given, state)
     else:
         target.load_state_dict(state, assign=True)
     return PackedModel(target, header)
 
 
-def read_packed(path: str | Path, into: nn.Module | None = None, *, max_bytes: int = MAX_BYTES) -> PackedModel:
+def _given(header: PackedHeader, into: nn.Module | Builder | None) -> nn.Module | None:
+    if into is None or isinstance(into, nn.Module):
+        return into
+    return into(header) if header.architecture is None else None
+
+
+def read_packed(
+    path: str | Path, into: nn.Module | Builder | None = None, *, max_bytes: int = MAX_BYTES
+) -> PackedModel:
     """Read a packed file.
 
     Raises:
@@ -166,7 +206,7 @@ def read_packed(path: str | Path, into: nn.Module | None = None, *, max_bytes: i
         raise InputError(f"{path}: {error}") from None
 
 
-def load(path: str | Path, into: nn.Module | None = None, *, max_bytes: int = MAX_BYTES) -> nn.Module:
+def load(path: str | Path, into: nn.Module | Builder | None = None, *, max_bytes: int = MAX_BYTES) -> nn.Module:
     """The network in a packed file, ready to train. See `unpack` for the arguments and what is raised."""
     return read_packed(path, into, max_bytes=max_bytes).model
 
@@ -196,6 +236,9 @@ def _header(described: Mapping[str, Any]) -> PackedHeader:
     if len(mean) != 3 or len(std) != 3:
         raise ValueError("mean and std need three values each")
     architecture = described["architecture"]
+    image_size = described.get("image_size", IMAGE_SIZE)
+    if type(image_size) is not int or not 1 <= image_size <= LARGEST_SIZE:
+        raise ValueError("its images have a size that cannot be")
     if architecture is not None and not all(type(architecture[name]) is int for name in ("num_classes", "width")):
         raise ValueError("its architecture has numbers that are none")
     return PackedHeader(
@@ -204,6 +247,7 @@ def _header(described: Mapping[str, Any]) -> PackedHeader:
         mean=mean,
         std=std,
         dense_digest=str(described["dense_digest"]),
+        image_size=image_size,
     )
 
 
@@ -233,7 +277,7 @@ def _skeleton(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str,
         )
     try:
         with torch.device("meta"):
-            model = build_model(header.architecture)
+            model = build_model(header.architecture, image_size=header.image_size)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise damaged(error) from None
     state = {name: spec(name, tensor) for name, tensor in model.state_dict().items()}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from netprune.data import Dataset
 from netprune.evaluation import eval_mode
 from netprune.gradients import gradients_for
-from netprune.loader import normalise
+from netprune.loader import batch_for, normalise
 from netprune.masks import Sparsity, apply_masks, prune_order, pruned_count
 from netprune.models import prunable_weights
 from netprune.recalibration import recalibrate
@@ -67,8 +67,9 @@ class Screen:
         """The same for a network that has been pruned already, and may have been finetuned; recalibrated in place."""
         model.to(memory_format=torch.channels_last)
         recalibrate(model, self.dataset, RECALIBRATED)
+        size = batch_for(self.dataset.image_size, BATCH)
         with eval_mode(model):
-            logits = torch.cat([model(batch) for batch in torch.split(self.images, BATCH)])
+            logits = torch.cat([model(batch) for batch in torch.split(self.images, size)])
         return min(self._loss(logits * sharpness) for sharpness in SHARPNESSES)
 
     def _loss(self, logits: Tensor) -> float:

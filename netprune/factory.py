@@ -1,0 +1,170 @@
+"""Networks of the user's own class, built by a function of the user's: `package.module:function`.
+
+**What is imported, and on whose word.** A packed file names no class, and nothing is imported on its account: it is
+loaded into a network that the reader builds. A name of a function is taken from two places only: from the command line
+of the very command that needs the network, as the user typed it; and from the description of an MLflow model that is
+loaded through MLflow, which runs the code that travels with a model in any case (`pyfunc`). Runs record the name, but a
+record is never imported: it only goes into the sentence that asks the user for it. Whoever may write to a tracking
+server must not choose what runs on the machines of those who read from it; and a name such as `deploy:main` would do.
+Whether the network that the user names is the right one is told by the tensors: a file fits, or is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netprune.errors import InputError
+from netprune.evaluation import eval_mode
+from netprune.models import prunable_weights
+from netprune.packing import Builder, PackedHeader, plain_state
+
+EXAMPLE = "mynet:network"
+TRIED = 2
+"""Images that a new network is tried on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factory:
+    """A function that makes a network for a number of classes."""
+
+    name: str
+    """`package.module:function`."""
+    function: Callable[[int], Any]
+
+    def build(self, num_classes: int, image_size: int = 32, seed: int = 0) -> nn.Module:
+        """A fresh network, the same for the same seed, that has been tried on images of that size.
+
+        It takes `(N, 3, S, S)` and gives `(N, num_classes)` in train and in eval mode, can be copied and packed, and
+        has weights to prune. Torch's global generator is left as it was.
+
+        Args:
+            num_classes: what the function is called with, at least 2.
+            image_size: S, in pixels.
+            seed: of the first weights.
+
+        Raises:
+            InputError: saying which of these does not hold, and the mend.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                network = self.function(num_classes)
+            except Exception as error:  # the user's own code
+                raise InputError(
+                    f"{self.name} failed when it was called with {num_classes}, the number of classes: {_said(error)}."
+                ) from error
+            if not isinstance(network, nn.Module):
+                raise InputError(
+                    f"{self.name} gave a {type(network).__name__}: it has to return a torch.nn.Module, with "
+                    f"{num_classes} outputs."
+                )
+            _check(network, self.name, num_classes, image_size)
+        return network
+
+
+def find_factory(name: str) -> Factory:
+    """The function of that name. Its module is imported; the working directory counts.
+
+    Raises:
+        InputError: for a name of another form, a module that is not there or cannot be imported, or one without such a
+            function.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise InputError(f"model is {name!r}; a network of your own is named module:function, such as {EXAMPLE}.")
+    module = _imported(module_name)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise InputError(f"{module_name} has no function {attribute}: it has {', '.join(known) or 'none'}.")
+    return Factory(name, function)
+
+
+def builder(name: str, recorded: str = "") -> Builder:
+    """What the network of a packed file without an architecture is built by: the function of that name and no other.
+
+    Args:
+        name: `package.module:function`; anything else names none, and such files are then refused.
+        recorded: what the file's run calls it, if there is one: the sentence that refuses it says so.
+    """
+
+    def build(header: PackedHeader) -> nn.Module:
+        if ":" not in name:
+            raise InputError(
+                f"this file holds a network of the user's own class: name the function that builds it with model, such "
+                f"as {recorded if ':' in recorded else EXAMPLE}{' (so its run says)' if ':' in recorded else ''}."
+            )
+        return find_factory(name).build(len(header.classes), header.image_size)
+
+    return build
+
+
+def _imported(name: str) -> ModuleType:
+    here = os.getcwd()
+    if not {here, ""} & set(sys.path):
+        sys.path.append(here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if f"{name}.".startswith(f"{missing}."):
+            file = f"{name.replace('.', '/')}.py"
+            raise InputError(f"there is no module {missing}: put {file} into {here}, or install it.") from None
+        raise InputError(f"{name} cannot be imported: {_said(error)}.") from error
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise InputError(f"{name} cannot be imported: {_said(error)}.") from error
+
+
+def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> None:
+    with eval_mode(network):
+        _try(network, name, num_classes, image_size)
+    weights = prunable_weights(network)
+    if not weights:
+        raise InputError(f"{name} has no convolution and no linear layer, so there is nothing to prune.")
+    computed = sorted(weights.keys() - dict(network.named_parameters(remove_duplicate=False)).keys())
+    if computed:
+        raise InputError(
+            f"{computed[0]} of {name} is computed from other tensors, so it cannot be pruned: build the network "
+            f"without that parametrisation (weight_norm and its like)."
+        )
+    plain_state(network)
+    try:
+        training = copy.deepcopy(network).train()
+    except Exception as error:
+        raise InputError(f"{name} cannot be copied by copy.deepcopy, as pruning does: {_said(error)}.") from error
+    _try(training, name, num_classes, image_size)  # which some networks give something else in
+
+
+@torch.no_grad()
+def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> None:
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    images = torch.zeros(TRIED, 3, image_size, image_size, device=device)
+    try:
+        outputs = network(images)
+    except Exception as error:  # the user's own code
+        raise InputError(
+            f"{name} fails on images of {image_size}×{image_size} pixels ({_said(error)}): take another image_size, or "
+            f"mend it."
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.shape != (TRIED, num_classes):
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        raise InputError(
+            f"{name} gives {found} for {TRIED} images and {num_classes} classes; it has to give a tensor of "
+            f"{(TRIED, num_classes)}, in train mode too: use its argument for the last layer."
+        )
+
+
+def _said(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0].rstrip('.')}" if text else type(error).__name__
