@@ -6,6 +6,7 @@ from netprune.allocation import equal_slope as equal_slope
 from netprune.allocation import find_allocator as find_allocator
 from netprune.allocation import kept_norm as kept_norm
 from netprune.allocation import knapsack as knapsack
+from netprune.bounds import find_bounds as find_bounds
 from netprune.budget import fit_bytes as fit_bytes
 from netprune.budget import packed_bytes as packed_bytes
 from netprune.data import load_dataset as load_dataset
@@ -18,10 +19,12 @@ from netprune.models import Architecture as Architecture
 from netprune.models import build_model as build_model
 from netprune.models import load_weights as load_weights
 from netprune.models import read_state_dict as read_state_dict
+from netprune.packing import header_for as header_for
 from netprune.packing import load as load
 from netprune.packing import pack as pack
 from netprune.packing import read_packed as read_packed
 from netprune.pruning import PruneConfig as PruneConfig
+from netprune.pruning import finetuning as finetuning
 from netprune.pruning import prune_candidate as prune_candidate
 from netprune.recipes import TrainConfig as TrainConfig
 from netprune.recipes import recipe as recipe

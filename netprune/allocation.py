@@ -7,12 +7,13 @@ threshold keep one weight more for each layer that they would have emptied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from netprune.bounds import Bounds
 from netprune.curves import fit_all
 from netprune.errors import InputError
 from netprune.knapsack import cheapest
@@ -34,6 +35,24 @@ class Basis:
     model: nn.Module
     sensitivity: Sensitivity | None = None
     """Of `model`, as it is; needed by the rules that go by damage."""
+    bounds: Bounds | None = None
+    """Which layers may be pruned, and how far; None: all of them, altogether."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of the layers that may be pruned."""
+        every = shapes_of(self.model)
+        return every if self.bounds is None else {name: every[name] for name in self.bounds.sizes}
+
+    @property
+    def least(self) -> float:
+        """The density, in [0, 1), that no allocation goes below."""
+        return 0.0 if self.bounds is None else self.bounds.least
+
+    def of(self, names: Collection[str]) -> Basis:
+        """For these layers alone, without limits."""
+        sizes = {name: shape.numel() for name, shape in self.shapes.items() if name in names}
+        return replace(self, bounds=Bounds(sizes=sizes))
 
 
 Allocator = Callable[[Basis, float], Sparsity]
@@ -82,7 +101,11 @@ def erk(shapes: Shapes, density: float) -> Sparsity:
 
 @torch.no_grad()
 def global_saliency(
-    model: nn.Module, density: float, saliency: Saliency, gradients: Gradients | None = None
+    model: nn.Module,
+    density: float,
+    saliency: Saliency,
+    gradients: Gradients | None = None,
+    layers: Collection[str] | None = None,
 ) -> Sparsity:
     """Prune the least salient weights of the whole network, whichever layer they are in.
 
@@ -93,9 +116,11 @@ def global_saliency(
         density: fraction of its prunable weights to keep.
         saliency: its scores are compared across layers.
         gradients: weight name → gradient of the loss, for a criterion that needs it.
+        layers: names of the weights that may be pruned, which the density is then of; None for all.
     """
     _check_density(density)
-    weights = prunable_weights(model)
+    every = prunable_weights(model)
+    weights = {name: every[name] for name in every if layers is None or name in layers}
     scores = [scored.flatten() for scored in score(saliency, weights, gradients).values()]
     kept = torch.split(keep_mask(torch.cat(scores), 1 - density), [weight.numel() for weight in weights.values()])
     return {
@@ -104,21 +129,21 @@ def global_saliency(
     }
 
 
-def global_magnitude(model: nn.Module, density: float) -> Sparsity:
+def global_magnitude(model: nn.Module, density: float, layers: Collection[str] | None = None) -> Sparsity:
     """One magnitude threshold for the whole network (Han et al. 2015, arXiv:1506.02626)."""
-    return global_saliency(model, density, magnitude)
+    return global_saliency(model, density, magnitude, layers=layers)
 
 
-def lamp_threshold(model: nn.Module, density: float) -> Sparsity:
+def lamp_threshold(model: nn.Module, density: float, layers: Collection[str] | None = None) -> Sparsity:
     """One LAMP threshold for the whole network (Lee et al. 2021, arXiv:2010.07611).
 
     Pruning by it in turn takes from the layer that loses the least of the energy it still has: it minimises
     Σ −ln(energy kept in layer l), as if every layer were as sensitive as any other.
     """
-    return global_saliency(model, density, lamp)
+    return global_saliency(model, density, lamp, layers=layers)
 
 
-def kept_norm(model: nn.Module, density: float) -> Sparsity:
+def kept_norm(model: nn.Module, density: float, layers: Collection[str] | None = None) -> Sparsity:
     """Keep the largest sum of the layers' Frobenius norms, Σ ‖W_l · M_l‖.
 
     Written with the energy that layer l keeps, E_l = ‖W_l · M_l‖², global magnitude keeps the largest Σ E_l, LAMP the
@@ -128,7 +153,7 @@ def kept_norm(model: nn.Module, density: float) -> Sparsity:
     "Which layer, how much?"). √E_l is concave in the number of kept weights, so one threshold on what each weight adds
     is the exact maximum.
     """
-    return global_saliency(model, density, norm_loss)
+    return global_saliency(model, density, norm_loss, layers=layers)
 
 
 def equal_drop(sensitivity: Sensitivity, density: float) -> Sparsity:
@@ -220,7 +245,8 @@ def allocation_from(text: str, basis: Basis) -> Sparsity:
         InputError: for anything else.
     """
     if text == "document":
-        return document(shapes_of(basis.model))
+        own = document(basis.shapes)
+        return own if basis.bounds is None else basis.bounds.clip(own)
     name, _, number = text.partition(":")
     allocate = find_allocator(name)
     try:
@@ -254,21 +280,40 @@ def shapes_of(model: nn.Module) -> Shapes:
     return {name: weight.shape for name, weight in prunable_weights(model).items()}
 
 
+def _bounded(rule: Allocator) -> Allocator:
+    """The rule under the bounds of its basis; without any it is called as it is."""
+
+    def allocate(basis: Basis, density: float) -> Sparsity:
+        if basis.bounds is None:
+            return rule(basis, density)
+        _check_density(density)
+        return basis.bounds.share(density, lambda names, share: rule(basis.of(names), share))
+
+    return allocate
+
+
 def _of_shapes(rule: Callable[[Shapes, float], Sparsity]) -> Allocator:
-    return lambda basis, density: rule(shapes_of(basis.model), density)
+    return _bounded(lambda basis, density: rule(basis.shapes, density))
 
 
-def _of_model(rule: Callable[[nn.Module, float], Sparsity]) -> Allocator:
-    return lambda basis, density: rule(basis.model, density)
+def _of_model(rule: Callable[[nn.Module, float, Collection[str]], Sparsity]) -> Allocator:
+    return _bounded(lambda basis, density: rule(basis.model, density, basis.shapes))
 
 
 def _of_scan(rule: Callable[[Sensitivity, float], Sparsity]) -> Allocator:
     def allocate(basis: Basis, density: float) -> Sparsity:
         if basis.sensitivity is None:
             raise InputError(f"the rule {rule.__name__} goes by damage: give it a scan.")
-        return rule(basis.sensitivity, density)
+        if basis.bounds is None:
+            return rule(basis.sensitivity, density)
+        wanted = basis.bounds.sizes
+        missing = wanted.keys() - set(basis.sensitivity.layers)
+        if missing:
+            raise InputError(f"the scan has no curve of {min(missing)}: scan that layer too, or keep it here.")
+        curves = tuple(curve for curve in basis.sensitivity.curves if curve.layer in wanted)
+        return rule(replace(basis.sensitivity, curves=curves), density)
 
-    return allocate
+    return _bounded(allocate)
 
 
 ALLOCATORS: Mapping[str, Allocator] = {

@@ -42,6 +42,8 @@ class PruneConfig:
     """Of the training images, in (0, 1], that the finetuning goes over; which ones, its seed says."""
     values: Values = field(default_factory=Values)
     """How the packed file stores weights."""
+    spared: tuple[str, ...] = ()
+    """Names of weights in which storing them makes no further zeros: see `quantise.quantise`."""
 
     def __post_init__(self) -> None:
         find_saliency(self.saliency)
@@ -232,7 +234,8 @@ def prune_candidate(
         quantise_and_train(model, dataset, config, dense)
     with _timed(seconds, "pack"):
         data = pack(model, header)
-        shipped = unpack(data).model.to(device)
+        # a file does not say how to build a network of the user's own class: it is loaded into one that is there
+        shipped = unpack(data, lambda _: copy.deepcopy(dense)).model.to(device)
     with _timed(seconds, "evaluate"):
         val = evaluate(shipped, dataset.val, dataset)
     size = measure_size(shipped)
@@ -258,7 +261,7 @@ def quantise_and_train(
 
     At width 16 that brings a 4-bit codebook back to within about a point of fp32 values (README, The file).
     """
-    labels = quantise(model, config.values)
+    labels = quantise(model, config.values, config.spared)
     if not labels or config.finetune is None:
         return
     part, recipe = codebook_training(dataset, config.finetune)

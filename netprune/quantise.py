@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -77,13 +77,19 @@ class Values:
 
 
 @torch.no_grad()
-def quantise(model: nn.Module, values: Values) -> dict[str, Tensor]:
+def quantise(model: nn.Module, values: Values, spared: Collection[str] = ()) -> dict[str, Tensor]:
     """Round a network's values in place; zeros stay zero.
 
     Weights become fp16, or multiples of their output channel's step (-127 … 127), or entries of their codebook; with a
     codebook, weights too small for what their positions and indices cost become zeros as well. Steps, entries and all
     other numbers (biases, normalisation and its statistics) keep 8 significant bits and fp32's range; biases that
     normalisation takes away again are folded first (`fold_biases`). `fp32` changes nothing.
+
+    Args:
+        model: rounded in place.
+        values: how.
+        spared: names of weights in which a codebook makes no zeros, because nothing more may be pruned there. What is
+            too small for fp16 or for half a step of int8 is rounded to zero all the same.
 
     Returns:
         The codebooks' labels, to train the codebooks with; empty for the other kinds.
@@ -100,7 +106,10 @@ def quantise(model: nn.Module, values: Values) -> dict[str, Tensor]:
             raise InputError(f"{name} has a weight of {largest:g}, which {values} cannot hold.")
     if values.kind == "codebook":
         rate_weight = RATE_WEIGHT * 0.5 ** max(values.bits - RATE_BITS, 0) * _mean_square(weights.values())
-        labels = {name: _labels(weight, 2**values.bits, rate_weight) for name, weight in weights.items()}
+        labels = {
+            name: _labels(weight, 2**values.bits, rate_weight, drop=name not in spared)
+            for name, weight in weights.items()
+        }
         settle(model, labels)
         return labels
     for weight in weights.values():
@@ -197,8 +206,9 @@ def _mean_square(weights: Iterable[Tensor]) -> float:
     return sum(float(values.square().sum()) for values in kept) / count if count else 0.0
 
 
-def _labels(weight: Tensor, entries: int, rate_weight: float) -> Tensor:
-    """Which entry of a codebook made for it each value takes; -1 for zeros and for what is not worth its bits."""
+def _labels(weight: Tensor, entries: int, rate_weight: float, *, drop: bool) -> Tensor:
+    """Which entry of a codebook made for it each value takes; -1 for zeros and, if it may be dropped, for what is not
+    worth its bits."""
     flat = weight.detach().reshape(-1).double().cpu().numpy()
     kept = np.flatnonzero(flat)
     kept = kept[np.argsort(flat[kept], kind="stable")]
@@ -209,7 +219,7 @@ def _labels(weight: Tensor, entries: int, rate_weight: float) -> Tensor:
         book, edges = entropy_constrained_codebook(flat[kept], entries, rate_weight)
         index = np.searchsorted(edges, flat[kept])
         worth = _worth_keeping(flat[kept], book, index, len(flat), rate_weight)
-        if worth.all():
+        if worth.all() or not drop:
             break
         kept, index = kept[worth], index[worth]
     labels[kept] = index

@@ -22,8 +22,8 @@ from netprune.errors import InputError
 from netprune.evaluation import EVAL_BATCH, image_losses, standard_error, summarise
 from netprune.gradients import gradients_for
 from netprune.grid import density_grid, density_of, distinct, midpoints
-from netprune.loader import normalise
-from netprune.masks import prune_order, pruned_count
+from netprune.loader import batch_for, normalise
+from netprune.masks import check_sparsity, prune_order, pruned_count
 from netprune.models import prunable_weights, weights_digest
 from netprune.saliency import Saliency, magnitude, score
 from netprune.sensitivity import LayerCurve, Sensitivity
@@ -58,6 +58,8 @@ class ScanConfig:
     5 % of the damage where that is more; 0 takes them all."""
     precision: Literal["auto", "fp32"] = "auto"
     """`auto`: what a short measurement finds fastest. `fp32`: the bits of a whole pass."""
+    layers: tuple[str, ...] = ()
+    """Names of the weights that are measured; empty: all that can be pruned."""
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in itertools.pairwise(self.sparsities))
@@ -159,7 +161,9 @@ class _Scanner:
         self.runner: PrefixReuse | WholePasses = reuse_prefix(model, self._images(0, TRIAL_IMAGES))
         self.record.compute = self.compute = record.compute or self._choose_compute()
         self.runner.model.to(memory_format=self.compute.memory_format)
-        self.weights = prunable_weights(self.runner.model)
+        check_sparsity(dict.fromkeys(config.layers, 0.0), model)
+        every = prunable_weights(self.runner.model)
+        self.weights = {name: every[name] for name in every if name in config.layers or not config.layers}
         self.dense = {name: weight.clone() for name, weight in self.weights.items()}
         scores = score(saliency, self.weights, gradients_for(saliency, model, dataset))
         self.order = {name: prune_order(scored) for name, scored in scores.items()}
@@ -225,6 +229,8 @@ class _Scanner:
             for layer, rest in self.runner.stages(batches):
                 if self.record.count(DENSE) == start:  # the first layer's rest, while nothing is pruned
                     self._measure(DENSE, rest, labels)
+                if layer not in self.weights:
+                    continue
                 for sparsity in here[layer]:
                     self._prune(layer, sparsity)
                     self._measure((layer, sparsity), rest, labels)
@@ -278,7 +284,7 @@ class _Scanner:
 
     def _choose_compute(self) -> Compute:
         if self.config.precision == "fp32":
-            return Compute(batch_size=EVAL_BATCH)
+            return Compute(batch_size=batch_for(self.dataset.image_size, EVAL_BATCH))
         images = self._images(0, PROBE_POOL)
         way = choose_compute(self.runner.model, images)
         return choose_compute(self.runner.model, images, bf16=False) if way.bf16 and not self._agrees(way) else way

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from netprune.bounds import Bounds
 from netprune.masks import Sparsity
 from netprune.proportions import proportional
 
@@ -39,6 +40,8 @@ class Space:
     path: tuple[tuple[float, Sparsity], ...]
     """Density and sparsities of some allocations by one rule, densities rising; between them, logarithms of a layer's
     density are interpolated."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Weight name → largest sparsity, of layers that have one: see `Bounds.limits`."""
 
     @property
     def least(self) -> float:
@@ -55,7 +58,7 @@ class Space:
         wanted = {
             name: d * math.exp(point.offsets.get(name, 0.0)) for name, d in self._densities(point.density).items()
         }
-        scaled = proportional(self.sizes, wanted, point.density)
+        scaled = self._in_proportion(wanted, point.density)
         return {name: min(value, 1 - 1 / self.sizes[name]) for name, value in scaled.items()}
 
     def locate(self, sparsity: Sparsity) -> Point:
@@ -76,4 +79,10 @@ class Space:
             )
             for name, size in self.sizes.items()
         }
-        return {name: 1 - value for name, value in proportional(self.sizes, between, density).items()}
+        return {name: 1 - value for name, value in self._in_proportion(between, density).items()}
+
+    def _in_proportion(self, ratio: Mapping[str, float], density: float) -> Sparsity:
+        bounds = Bounds(sizes=self.sizes, limits=self.limits)
+        return bounds.share(
+            density, lambda names, share: proportional({name: self.sizes[name] for name in names}, ratio, share)
+        )

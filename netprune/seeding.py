@@ -33,10 +33,15 @@ def ranked(
     return sorted(found, key=lambda one: screen(one[1]))
 
 
+def densities(basis: Basis) -> tuple[float, ...]:
+    """Those of a path: `DENSITIES`, of what the layers' limits leave to be pruned."""
+    return tuple(basis.least + (1 - basis.least) * density for density in DENSITIES)
+
+
 def best_rule(basis: Basis, screen: Callable[[Sparsity], float], rules: Sequence[str] = RULES) -> str:
     """The rule that the screening ranks best over the densities that all of them reach (the least sum of ranks)."""
     ranks = dict.fromkeys(rules, 0)
-    for density in DENSITIES:
+    for density in densities(basis):
         order = [rule for rule, _ in ranked(basis, density, screen, rules)]
         for rule in rules:
             ranks[rule] += order.index(rule) if rule in order else len(rules)
@@ -46,7 +51,7 @@ def best_rule(basis: Basis, screen: Callable[[Sparsity], float], rules: Sequence
 def seed_path(basis: Basis, rule: str) -> tuple[tuple[float, Sparsity], ...]:
     """A rule's allocations at rising densities: see `Space.path`. Densities that it cannot reach are left out."""
     path = []
-    for density in DENSITIES:
+    for density in densities(basis):
         try:
             path.append((density, ALLOCATORS[rule](basis, density)))
         except InputError:
