@@ -26,12 +26,13 @@ import torch
 from benchmarks.setting import finish, print_table
 from netprune.data import Dataset, Split
 from netprune.models import Architecture, build_model
+from netprune.packing import header_for
 from netprune.scanner import ScanConfig
 from sweeps import tracking
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source, header_for
+from sweeps.stages.source import DataRequest, Source
 from sweeps.storage import open_storage
 
 STUDY = "faults"
@@ -50,7 +51,7 @@ def tiny_source() -> Source:
     dataset = Dataset(name="noise", train=train, val=val, test=test, classes=("a", "b", "c"))
     architecture = Architecture(name="net10", num_classes=3, width=1)
     model = build_model(architecture, seed=0)
-    header = header_for(architecture, dataset, model)
+    header = header_for(model, dataset, architecture)
     return Source(model, header, dataset, DataRequest(dataset="noise", data_dir="."), "made up")
 
 

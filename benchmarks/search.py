@@ -33,7 +33,7 @@ from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
-from netprune.packing import pack
+from netprune.packing import header_for, pack
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, finetuning, prune_candidate
 from netprune.quantise import Values
@@ -47,7 +47,7 @@ from sweeps.stages.confirming import FRESH, Confirmation, Confirmed, Contest, co
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source, header_for
+from sweeps.stages.source import DataRequest, Source
 
 RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")
 OURS, PLAIN = "ours", "plain optuna"
@@ -92,7 +92,7 @@ class Bench:
     def __init__(self, setting: Setting, options: argparse.Namespace) -> None:
         self.setting, self.options = setting, options
         architecture = Architecture(name="net10", num_classes=len(setting.dataset.classes), width=options.width)
-        header = header_for(architecture, setting.dataset, setting.model)
+        header = header_for(setting.model, setting.dataset, architecture)
         data = DataRequest(dataset=options.dataset, data_dir=options.data_dir, device=options.device)
         self.source = Source(setting.model, header, setting.dataset, data, options.weights or "trained on the spot")
         self.basis = Basis(model=setting.model, sensitivity=scan(setting.model, setting.dataset))

@@ -11,13 +11,14 @@ from sweeps.stages.analysis import ALLOCATIONS, run_analysis, size_table
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
 
 
-@command
+@command("python -m sweeps.analyse --weights net10.pt --dataset digits --allocation lamp:0.1 --keep conv1")
 @source_options
 @data_options("auto")
 @click.option("--allocation", default="none", help=f"Prune in one shot and compare: {ALLOCATIONS}.")
-def main(dataset: str, data_dir: str, device: str, allocation: str, **options: Any) -> None:
+def main(allocation: str, **options: Any) -> None:
     """Count parameters, zeros, bits and MiB; draw weight histograms and parameters per layer."""
-    source = open_source(SourceRequest(**options), DataRequest(dataset=dataset, data_dir=data_dir, device=device))
+    data = DataRequest.of(options)
+    source = open_source(SourceRequest(**options), data)
     analysis = run_analysis(source, allocation)
     click.echo(size_table(analysis.before))
     if analysis.after is not None:

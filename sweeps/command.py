@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -12,9 +14,11 @@ import click
 from netprune import distributed
 from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
+from netprune.image_folder import IMAGE_SIZE, LARGEST_SIZE, LEAST_SIZE
 from netprune.models import MODELS
 from netprune.saliency import SALIENCIES
 from sweeps import interrupts
+from sweeps.progress import Voice, detail, duration, speaking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
 from sweeps.secrets import masked
@@ -23,6 +27,7 @@ from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 EXIT_INTERRUPTED = 130
+EXIT_CODES = "Exit codes: 0 done, 1 input that cannot be used, 2 a wrong option, 130 interrupted."
 AUTO = "auto"
 DEFAULT_DATA_DIR = "~/.cache/netprune"
 
@@ -54,47 +59,68 @@ class AutoOr(click.ParamType[Any]):
             self.fail(f"{value!r} is neither a number nor {AUTO}.", param, ctx)
 
 
-def command(function: Callable[..., None]) -> click.Command:
+def command(example: str) -> Callable[[Callable[..., None]], click.Command]:
     """Make a click command: exit 0 when done, 1 for input that cannot be used, 2 for a wrong option, 130 interrupted.
 
-    `mlflow run -P data_dir=…` passes names with underscores, so `--data_dir` and `--data-dir` are the same.
+    `mlflow run -P data_dir=…` passes names with underscores, so `--data_dir` and `--data-dir` are the same. Every
+    command has `--verbose` and `--quiet`.
+
+    Args:
+        example: a command line that `--help` ends with.
     """
-    return _command(function, several=False)
+    return functools.partial(_command, example=example, several=False)
 
 
-def team_command(function: Callable[..., None]) -> click.Command:
+def team_command(example: str) -> Callable[[Callable[..., None]], click.Command]:
     """The same for a function that torchrun may start in several processes, which are one `distributed.team` within it.
 
     Only the first process opens the store, and only it speaks.
     """
-    return _command(function, several=True)
+    return functools.partial(_command, example=example, several=True)
 
 
-def _command(function: Callable[..., None], *, several: bool) -> click.Command:
+def _command(function: Callable[..., None], *, example: str, several: bool) -> click.Command:
+    settings = {"show_default": True, "token_normalize_func": lambda token: token.replace("_", "-")}
+    epilog = f"\b\nExample:\n  {example}\n\n\b\n{EXIT_CODES}"  # \b: as it stands, no line is broken
+    made = click.command(cls=OneLineCommand, context_settings=settings, epilog=epilog)(_guarded(function, several))
+    made.params += [
+        click.Option(["-v", "--verbose"], is_flag=True, help="Say more: store, data and runs; tracebacks of errors."),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing but results and errors."),
+    ]
+    return made
+
+
+def _guarded(function: Callable[..., None], several: bool) -> Callable[..., None]:
+    """The function with what happens to it ended in one sentence and an exit code."""
+
     @functools.wraps(function)
-    def guarded(**options: Any) -> None:
-        team = ALONE
+    def guarded(*, verbose: bool, quiet: bool, **options: Any) -> None:
+        team, start = ALONE, time.monotonic()
+        voice = Voice.VERBOSE if verbose else Voice.QUIET if quiet else Voice.NORMAL
         try:
             team = distributed.launched()
+            if verbose and quiet:
+                _end(team, "Error: --verbose and --quiet are both given: choose one.", 2)
             if not (team.alone or several):
                 raise InputError(
                     "this command runs in one process: start it without torchrun, which is for sweeps.train."
                 )
-            with interrupts.heard(), distributed.joined():
+            with speaking(voice if team.first else Voice.QUIET), interrupts.heard(), distributed.joined():
                 if team.first:
                     open_store()
                 function(**options)
+                detail(f"took {duration(time.monotonic() - start)}")
         except InputError as error:
-            _end(team, f"Error: {masked(str(error))}")
+            _end(team, f"Error: {masked(str(error))}", trace=verbose)
         except STORAGE_ERRORS as error:
-            _end(team, f"Error: the study's storage answered: {masked(str(error).strip().splitlines()[0])}")
+            first = str(error).strip().splitlines()[0]
+            _end(team, f"Error: the study's storage answered: {masked(first)}", trace=verbose)
         except STORE_ERRORS as error:
-            _end(team, f"Error: {store_message(error)}")
+            _end(team, f"Error: {store_message(error)}", trace=verbose)
         except KeyboardInterrupt:
             _end(team, "Interrupted: the run is closed as KILLED; what was kept is in it.", EXIT_INTERRUPTED)
 
-    settings = {"show_default": True, "token_normalize_func": lambda token: token.replace("_", "-")}
-    return click.command(cls=OneLineCommand, context_settings=settings)(guarded)
+    return guarded
 
 
 def numbers(name: str, text: str) -> tuple[float, ...]:
@@ -112,8 +138,11 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
         raise InputError(f"{name} is {text!r}; it is a number, or several such as 0,0.5,2.") from None
 
 
-def _end(team: Team, message: str, code: int = 1) -> NoReturn:
+def _end(team: Team, message: str, code: int = 1, *, trace: bool = False) -> NoReturn:
+    """Say a sentence, after the traceback of the error that is being handled if that is wanted, and end."""
     if team.first:
+        if trace:
+            click.echo(masked(traceback.format_exc()), err=True)
         click.echo(message, err=True)
     sys.exit(code)
 
@@ -128,13 +157,21 @@ def _stack(*options: Decorator) -> Decorator:
 
 
 def data_options(default: str) -> Decorator:
-    """`--dataset`, `--data-dir` and `--device`."""
+    """`--dataset`, `--image-size`, `--data-dir` and `--device`: see `DataRequest.of`."""
+    recorded = default == AUTO
     return _stack(
         click.option(
             "--dataset",
             default=default,
             help="cifar10, digits, or a folder with train/<class>/ images"
-            + (" (auto: what the model was trained on, else cifar10)." if default == "auto" else "."),
+            + (" (auto: what the model was trained on, else cifar10)." if recorded else "."),
+        ),
+        click.option(
+            "--image-size",
+            type=AutoOr(int) if recorded else int,
+            default=AUTO if recorded else IMAGE_SIZE,
+            help=f"Side in pixels, {LEAST_SIZE} to {LARGEST_SIZE}, that a folder's images are brought to"
+            + (" (auto: what the model was trained on, else 32)." if recorded else "."),
         ),
         click.option("--data-dir", default=DEFAULT_DATA_DIR, help="Where CIFAR-10 and decoded image folders are kept."),
         click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …"),
@@ -142,7 +179,12 @@ def data_options(default: str) -> Decorator:
 
 
 model_options = _stack(
-    click.option("--model", default="net10", help=f"Network: {' or '.join(sorted(MODELS))}."),
+    click.option(
+        "--model",
+        default="net10",
+        help=f"Network: {', '.join(sorted(MODELS))}, or module:function of your own, which is given the number of "
+        f"classes and gives a torch.nn.Module.",
+    ),
     click.option("--width", default=128, help="Channels of Net10's first layer."),
     click.option("--weights", default="", help="File with a plain state dict to start from."),
     click.option(
@@ -162,6 +204,22 @@ source_options = _stack(
         help="Dense model: a run id, models:/NAME/VERSION or models:/NAME@ALIAS; default: the newest trained.",
     ),
     model_options,
+    click.option(
+        "--keep", default="", help="Layers that are never pruned, by patterns: conv1.*,fc; a density is of the others."
+    ),
+    click.option(
+        "--limit", default="", help="Largest sparsity of layers, in [0, 1], by patterns: res2.*=0.99,conv4*=0.95."
+    ),
+)
+
+
+def model_words(own: str) -> str:
+    """How the next command is told what builds a network of the user's own class; nothing for others."""
+    return f" --model {own}" if own else ""
+
+
+own_option = click.option(
+    "--model", default="", help="For a network of your own: the module:function that builds it; else not needed."
 )
 
 scan_options = _stack(

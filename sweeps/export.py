@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import click
 
-from sweeps.command import command
+from sweeps.command import command, own_option
 from sweeps.stages.exporting import run_export
 from sweeps.table import count
 
 
-@command
+@command("python -m sweeps.export --model-uri models:/net10-photos@champion --out model.onnx")
 @click.option(
     "--model-uri",
     default="",
     help="Network: models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a packed file; default: registered last.",
 )
+@own_option
 @click.option("--out", default="model.pt", help="File to write: .pt for a plain dense state dict, .onnx for ONNX.")
-def main(model_uri: str, out: str) -> None:
+def main(model_uri: str, model: str, out: str) -> None:
     """Write a network as a plain dense state dict, or as ONNX that onnxruntime has been found to run as torch does."""
-    made = run_export(model_uri, out)
+    made = run_export(model_uri, out, model)
     click.echo(f"{made.origin} → {made.path}, {count(made.bytes)} bytes")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from netprune.recipes import TrainConfig
@@ -13,7 +15,7 @@ from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.training import TrainRequest
 
 
-@command
+@command("python -m sweeps.pipeline --dataset digits --width 16 --max-drop 2 --trials 14")
 @data_options("digits")
 @click.option("--width", default=16, help="Channels of Net10's first layer.")
 @click.option("--epochs", default=10, help="Training epochs of the dense network.")
@@ -24,9 +26,6 @@ from sweeps.stages.training import TrainRequest
 @click.option("--seed", default=0, help="Of training, sampler and finetuning.")
 def main(
     *,
-    dataset: str,
-    data_dir: str,
-    device: str,
     width: int,
     epochs: int,
     batch_size: int,
@@ -34,10 +33,11 @@ def main(
     trials: int,
     finetune_epochs: int,
     seed: int,
+    **options: Any,
 ) -> None:
     """Train a small Net10, scan it, search, register the winner and draw the study."""
     training = TrainRequest(
-        data=DataRequest(dataset=dataset, data_dir=data_dir, device=device),
+        data=DataRequest.of(options),
         source=SourceRequest(width=width),
         config=TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed),
     )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from sweeps.command import command, data_options, study_option
+from sweeps.command import command, data_options, own_option, study_option
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.source import DataRequest
 
 
-@command
+@command("python -m sweeps.register --study-name mine --model-name net10-photos")
 @study_option
 @click.option("--model-name", default="", help="Registered model; default: <network>-<data set>.")
+@own_option
 @data_options("auto")
-def main(study_name: str, model_name: str, dataset: str, data_dir: str, device: str) -> None:
+def main(study_name: str, model_name: str, model: str, **options: Any) -> None:
     """Evaluate a study's confirmed network on test, once, and register it with the alias champion."""
-    outcome = run_register(study_name, model_name, DataRequest(dataset=dataset, data_dir=data_dir, device=device))
+    outcome = run_register(study_name, model_name, DataRequest.of(options), model)
     click.echo(summary_table(outcome))
     click.echo(f"{registered_lines(outcome)}\nlook: mlflow ui")
 

@@ -18,34 +18,51 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 import netprune
 from netprune.errors import InputError
+from netprune.factory import builder
 from netprune.files import write_whole
 from netprune.packing import PackedHeader, PackedModel, read_packed
+from netprune.pyfunc import NETWORK
+from sweeps.user_code import copy_code, requirements
 
 MODEL_FILE, MODEL_NAME, CHAMPION = "model.netprune", "model", "champion"
 TRIAL = "trial_run_id"
 """Version tag: the run that made the network of a version."""
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard", "constriction", "psutil")
+"""What netprune's library imports, and a logged model needs where it is loaded."""
 
 
-def log_model(data: bytes, header: PackedHeader, *, metadata: Mapping[str, Any] | None = None) -> str:
+def log_model(data: bytes, header: PackedHeader, *, own: str = "", metadata: Mapping[str, Any] | None = None) -> str:
     """Log a packed file as the active run's model, loadable by `mlflow.pyfunc`, and return its URI.
 
     The model carries netprune's own source, so it loads and serves where netprune is not installed.
+
+    Args:
+        data: the file.
+        header: its header.
+        own: `module:function` that builds it, for a network of the user's own class: the Python files of that module,
+            and of what it imported from beside it, then travel with the model. What they import from elsewhere has to
+            be installed where the model is loaded.
+        metadata: more entries of the model's description.
     """
-    example = np.zeros((1, 3, 32, 32), dtype=np.float32)
-    image, logits = TensorSpec(np.dtype("float32"), (-1, 3, -1, -1)), (-1, len(header.classes))
+    side, module = header.image_size, own.partition(":")[0]
+    example = np.zeros((1, 3, side, side), dtype=np.float32)
+    image, logits = TensorSpec(np.dtype("float32"), (-1, 3, side, side)), (-1, len(header.classes))
     signature = ModelSignature(Schema([image]), Schema([TensorSpec(np.dtype("float32"), logits)]))
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / MODEL_FILE
         write_whole(path, data)
+        code = Path(scratch) / "code"
+        code.mkdir()
         info = mlflow.pyfunc.log_model(
             name=MODEL_NAME,
             loader_module="netprune.pyfunc",
             data_path=str(path),
-            code_paths=[str(Path(netprune.__file__).parent)],
-            pip_requirements=[
-                f"{package}=={importlib.metadata.version(package)}"
-                for package in ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard", "constriction")
-            ],
+            code_paths=[str(Path(netprune.__file__).parent), *(map(str, copy_code(module, code)) if own else ())],
+            model_config={NETWORK: own} if own else None,
+            pip_requirements=sorted(
+                {f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES}
+                | set(requirements(module) if own else ())
+            ),
             signature=signature,
             input_example=example,
             metadata={"classes": list(header.classes), **(metadata or {})},
@@ -125,14 +142,15 @@ def newest_version() -> str:
     )
 
 
-def fetch_model(uri: str) -> tuple[PackedModel, str | None]:
-    """The packed network behind a URI, and the id of the run that logged it.
+def fetch_model(uri: str, model: str = "") -> tuple[PackedModel, str | None]:
+    """The packed network behind a URI, and the id of the run that logged it. No code that came with it is run.
 
     Args:
         uri: `runs:/<run id>`, a bare run id, `models:/<name>/<version>` or `models:/<name>@<alias>`.
+        model: as the user gave it: `module:function` for a network of the user's own class.
 
     Raises:
-        InputError: if the store has no such model.
+        InputError: if the store has no such model, or it is of the user's own class and `model` builds no such network.
     """
     full = uri if ":/" in uri else f"runs:/{uri}"
     if full.startswith("runs:/") and full.count("/") == 1:
@@ -141,7 +159,9 @@ def fetch_model(uri: str) -> tuple[PackedModel, str | None]:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(mlflow.artifacts.download_artifacts(full, dst_path=scratch))
             described = Model.load(str(folder))
-            return read_packed(folder / described.flavors["python_function"]["data"]), described.run_id
+            flavor = described.flavors["python_function"]
+            recorded = str((flavor.get("config") or {}).get(NETWORK, ""))
+            return read_packed(folder / flavor["data"], builder(model, recorded)), described.run_id
     except (MlflowException, OSError, KeyError):
         raise InputError(
             f"there is no netprune model at {uri} in {mlflow.get_tracking_uri()}: name a run id, "

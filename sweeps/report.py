@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import click
 
-from sweeps.command import command, study_option
+from sweeps.command import command, own_option, study_option
 from sweeps.stages.reporting import run_report
 
 
-@command
+@command("python -m sweeps.report --study-name mine --out study.html")
 @study_option
+@own_option
 @click.option("--out", default="", help="File for the page, besides the run's report.html; default: none.")
-def main(study_name: str, out: str) -> None:
+def main(study_name: str, model: str, out: str) -> None:
     """Make a study's page and figures, and keep them in its run."""
-    made = run_report(study_name, out)
+    made = run_report(study_name, out, model)
     click.echo(made.trials)
     click.echo(f"figures of run {made.run_id}: {', '.join(f'figures/{name}.png' for name in made.figures)}")
     click.echo(f"page: report.html of that run{f', {made.path}' if made.path else ''}\nlook: mlflow ui")

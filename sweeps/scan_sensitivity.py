@@ -8,7 +8,7 @@ import click
 
 from netprune.curves import fit
 from netprune.sensitivity import LayerCurve, Sensitivity
-from sweeps.command import command, data_options, scan_options, source_options
+from sweeps.command import command, data_options, model_words, scan_options, source_options
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest, run_scan
 from sweeps.stages.source import DataRequest, SourceRequest, open_source, part_way
 from sweeps.table import count, percent, table
@@ -16,7 +16,7 @@ from sweeps.table import count, percent, table
 DAMAGES = (0.02, 0.1, 0.5)
 
 
-@command
+@command("python -m sweeps.scan_sensitivity --weights net10.pt --dataset digits --keep conv1 --max-se 0.01")
 @source_options
 @data_options("auto")
 @scan_options
@@ -24,15 +24,16 @@ DAMAGES = (0.02, 0.1, 0.5)
     "--around", default="none", help="Scan what is left after pruning to RULE:DENSITY, such as kept_norm:0.1."
 )
 @click.option("--finetune-epochs", default=1, help="Epochs of finetuning before that scan; 0 for none.")
-def main(dataset: str, data_dir: str, device: str, around: str, finetune_epochs: int, **options: Any) -> None:
+def main(around: str, finetune_epochs: int, **options: Any) -> None:
     """Prune each weight tensor alone, by more and more, and evaluate: curves, figure and table go to MLflow."""
     request = ScanRequest.of({name: options.pop(name) for name in SCAN_OPTIONS})
-    source = open_source(SourceRequest(**options), DataRequest(dataset=dataset, data_dir=data_dir, device=device))
+    data = DataRequest.of(options)
+    source = open_source(SourceRequest(**options), data)
     if around != "none":
         source = part_way(source, around, finetune_epochs)
     outcome = run_scan(source, request)
     click.echo(damage_table(outcome.sensitivity))
-    click.echo(f"run {outcome.run_id}\nnext: python -m sweeps.search_sparsity")
+    click.echo(f"run {outcome.run_id}\nnext: python -m sweeps.search_sparsity{model_words(source.own)}")
 
 
 def damage_table(sensitivity: Sensitivity) -> str:

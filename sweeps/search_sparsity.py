@@ -10,6 +10,7 @@ from sweeps.command import (
     AUTO,
     command,
     data_options,
+    model_words,
     numbers,
     scan_options,
     search_options,
@@ -39,7 +40,7 @@ NAMES = (
 """Options that a request takes as they are."""
 
 
-@command
+@command("python -m sweeps.search_sparsity --max-drop 0.5,2 --trials 40 --keep conv1 --limit 'res2.*=0.99'")
 @source_options
 @data_options("auto")
 @search_options
@@ -48,9 +49,6 @@ NAMES = (
 @click.option("--study-name", default="", help="Running it again continues it; default: by network and floor.")
 def main(
     *,
-    dataset: str,
-    data_dir: str,
-    device: str,
     max_drop: str,
     timeout: float,
     epochs: float,
@@ -68,7 +66,8 @@ def main(
         accuracy_floor=accuracy_floor or None,
         **{name: options.pop(name) for name in NAMES},
     )
-    source = open_source(SourceRequest(**options), DataRequest(dataset=dataset, data_dir=data_dir, device=device))
+    data = DataRequest.of(options)
+    source = open_source(SourceRequest(**options), data)
     click.echo(closing(run_search(source, request)))
 
 
@@ -89,7 +88,7 @@ def closing(outcome: SearchOutcome) -> str:
         elif outcome.confirmed:
             lines.append("  confirmed  none")
     if any(one.confirmed for one in outcome.floors):
-        lines.append(f"next: python -m sweeps.register --study-name {outcome.study_name}")
+        lines.append(f"next: python -m sweeps.register --study-name {outcome.study_name}{model_words(outcome.own)}")
     return "\n".join(lines)
 
 

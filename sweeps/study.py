@@ -70,6 +70,7 @@ class SparsityStudy:
         layers: Mapping[str, int],
         floors: Sequence[float],
         *,
+        limits: Mapping[str, float] | None = None,
         sampler: str = "gp",
         seed: int = 0,
         storage: str = "",
@@ -79,8 +80,9 @@ class SparsityStudy:
 
         Args:
             name: of the study.
-            layers: weight name → number of weights.
+            layers: weight name → number of weights, of the layers that may be pruned.
             floors: least validation accuracies, each in [0, 1].
+            limits: weight name → largest sparsity, of layers that have one.
             sampler: a name in `SAMPLERS`.
             seed: of the sampler.
             storage: see `storage.open_storage`.
@@ -90,6 +92,7 @@ class SparsityStudy:
             InputError: if the study exists and was made with other constants, or its file cannot be used.
         """
         self.name, self.layers, self.floors = name, dict(layers), tuple(sorted(floors, reverse=True))
+        self.limits = dict(limits or {})
         self._sampler, self._seed = SAMPLERS[sampler], seed
         try:
             self._study = optuna.create_study(study_name=name, storage=open_storage(storage), load_if_exists=True)
@@ -130,7 +133,7 @@ class SparsityStudy:
     @functools.cached_property
     def space(self) -> Space:
         """What is searched."""
-        return Space(sizes=self.layers, path=self.path)
+        return Space(sizes=self.layers, path=self.path, limits=self.limits)
 
     @property
     def tried(self) -> list[Tried]:

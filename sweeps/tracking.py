@@ -24,6 +24,7 @@ from netprune.files import alone
 from sweeps import interrupts
 from sweeps.experiment import EXPERIMENT
 from sweeps.processes import ProcessId
+from sweeps.progress import detail
 from sweeps.secrets import masked
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError)
@@ -62,6 +63,7 @@ def open_store() -> None:
             else:
                 mlflow.set_experiment(EXPERIMENT)
         _close_abandoned()
+        detail(f"store {masked(mlflow.get_tracking_uri())}")
     except STORE_ERRORS as error:
         raise InputError(store_message(error)) from None
 
@@ -173,6 +175,7 @@ def tracked_run(
             tags=all_tags,
             log_system_metrics=system_metrics,
         )
+        detail(f"run {run.info.run_id}: {name}")
         logged = run.data.params
         mlflow.log_params({k: v for k, v in ((f"{stage}.{k}", v) for k, v in config.items()) if k not in logged})
         yield str(run.info.run_id)

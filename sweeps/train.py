@@ -9,7 +9,7 @@ import click
 from netprune import distributed, recipes
 from netprune.precision import Precision
 from netprune.recipes import RECIPES
-from sweeps.command import AUTO, AutoOr, data_options, model_options, team_command
+from sweeps.command import AUTO, AutoOr, data_options, model_options, model_words, team_command
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.training import NEWEST, TrainRequest, assist_training, run_training
 from sweeps.table import percent
@@ -17,7 +17,7 @@ from sweeps.table import percent
 FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
 
 
-@team_command
+@team_command("python -m sweeps.train --dataset photos --image-size 64 --recipe fast --epochs 10")
 @data_options("cifar10")
 @model_options
 @click.option("--recipe", default="document", help=f"{' or '.join(RECIPES)}: what the figures left at auto come from.")
@@ -42,13 +42,14 @@ FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed"
     default="",
     help="Go on with an interrupted training: newest or a run id.",
 )
-def main(
-    dataset: str, data_dir: str, device: str, recipe: str, precision: Precision, resume: str, **options: Any
-) -> None:
-    """Train Net10 or VGG16; each epoch's figures, the last and best checkpoint and the best network go to MLflow."""
+def main(recipe: str, precision: Precision, resume: str, **options: Any) -> None:
+    """Train Net10, VGG16 or a network of your own.
+
+    Each epoch's figures, the last and best checkpoint and the best network go to MLflow.
+    """
     figures = {name: options.pop(name) for name in FIGURES}
     request = TrainRequest(
-        data=DataRequest(dataset=dataset, data_dir=data_dir, device=device),
+        data=DataRequest.of(options),
         source=SourceRequest(**options),
         config=recipes.recipe(recipe, **{name: value for name, value in figures.items() if value != AUTO}),
         precision=precision,
@@ -64,7 +65,7 @@ def main(
     click.echo(
         f"best epoch {outcome.best_epoch}: validation accuracy {percent(outcome.val_accuracy)}{beside}\n"
         f"run {outcome.run_id}, model {outcome.model_uri}\n"
-        f"next: python -m sweeps.search_sparsity --model-uri {outcome.run_id}"
+        f"next: python -m sweeps.search_sparsity --model-uri {outcome.run_id}{model_words(request.source.own)}"
     )
 
 

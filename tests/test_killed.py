@@ -164,13 +164,13 @@ def search_until_the_server_goes_away():
 
     trials.prune_candidate = prune
     sys.argv = ["search"]
-    command(lambda: run_search(source(), SEARCH))()
+    command("")(lambda: run_search(source(), SEARCH))()
 
 
 def search_again():
     torch.set_num_threads(1)
     sys.argv = ["search"]
-    command(lambda: run_search(source(), SEARCH))()
+    command("")(lambda: run_search(source(), SEARCH))()
 
 
 @pytest.mark.slow

@@ -6,11 +6,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from mlflow.projects._project_spec import load_project
+
+from sweeps.command import EXIT_CODES
 
 ROOT = Path(__file__).parent.parent
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRIES = PROJECT["entry_points"]
+NOT_IN_THE_PROJECT = {
+    "storage": "an address may hold a password, and MLflow logs parameters as they were typed",
+    "verbose": "what is said on the terminal changes no result, and `mlflow run` has no flags",
+    "quiet": "the same",
+}
+"""Options that are no parameters, and why."""
 
 
 def command_of(entry: str):
@@ -26,8 +35,7 @@ def test_entry_points_are_the_documented_ones():
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_project_parameters_are_the_options_of_the_command(entry):
     command, words = command_of(entry)
-    # an address may hold a password, and MLflow logs parameters as they were typed
-    options = {option.name: option for option in command.params if option.name != "storage"}
+    options = {option.name: option for option in command.params if option.name not in NOT_IN_THE_PROJECT}
     parameters = ENTRIES[entry]["parameters"]
     assert set(parameters) == set(options)
     for name, parameter in parameters.items():
@@ -55,3 +63,22 @@ def test_every_command_has_help_for_every_option():
         command, _ = command_of(entry)
         assert command.help
         assert all(option.help for option in command.params), entry
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_command_can_be_made_verbose_or_quiet(entry):
+    command, _ = command_of(entry)
+    flags = {name: option for option in command.params for name in option.opts if option.is_flag}
+    assert flags.keys() == {"-v", "--verbose", "-q", "--quiet"}
+    assert command.make_context(entry, ["-q"]).params["quiet"]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_command_help_ends_with_an_example_that_is_understood_and_the_exit_codes(entry):
+    command, _ = command_of(entry)
+    text = CliRunner().invoke(command, ["--help"]).output
+    (example,) = [line.strip() for line in text.splitlines() if line.strip().startswith("python -m")]
+    words = shlex.split(example)
+    assert words[:3] == shlex.split(ENTRIES[entry]["command"])[:3]
+    assert command.make_context(entry, words[3:]).params.keys() == {option.name for option in command.params}
+    assert text.strip().endswith(EXIT_CODES)

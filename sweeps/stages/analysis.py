@@ -69,7 +69,7 @@ def run_analysis(source: Source, allocation: str) -> Analysis:
 def _allocate(source: Source, text: str) -> Sparsity:
     rule, _, amount = text.partition(":")
     scanned = run_scan(source, ScanRequest()).sensitivity if rule in BY_DAMAGE else None
-    basis = Basis(model=source.model, sensitivity=scanned)
+    basis = Basis(model=source.model, sensitivity=scanned, bounds=source.bounds)
     if not amount.endswith("B"):
         return allocation_from(text, basis)
     if not amount[:-1].isdecimal():

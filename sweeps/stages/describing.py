@@ -26,11 +26,11 @@ def study_note(study: FoundStudy) -> str:
         f"The smallest {WHAT[study.objective]} of {params['search.model']} on {Path(data).name} with a validation "
         f"accuracy of at least {' or '.join(map(percent, study.floors))}, after {len(study.trials)} trials.",
         _table(HEADER, rows),
-        *(f"{_sure(one)}\n\n{_load(one.run, tested.get(one.run.run_id))}" for one in won),
+        *(f"{_sure(one)}\n\n{_load(study, one.run, tested.get(one.run.run_id))}" for one in won),
         *([] if won else [_unsure(study)]),
         f"Data: {data}{_images(metrics, 'train', 'val')}. Seed {params['search.seed']} for sampler and trials.",
-        f"All of it on one page: the artifact `report.html`, which `python -m sweeps.report --study-name {study.name}` "
-        f"makes.",
+        f"All of it on one page: the artifact `report.html`, which `python -m sweeps.report --study-name {study.name}"
+        f"{f' --model {study.own}' if study.own else ''}` makes.",
     ]
     return "\n\n".join(parts)[: tracking.NOTE_LETTERS]
 
@@ -75,14 +75,15 @@ def _unsure(study: FoundStudy) -> str:
     if best is None:
         return text
     size = count(int(best.metrics[study.objective]))
-    return f"{text}\n\nThe smallest trial at the floor has {size} bytes, chosen by luck too. {_load(best, None)}"
+    return f"{text}\n\nThe smallest trial at the floor has {size} bytes, chosen by luck too. {_load(study, best, None)}"
 
 
-def _load(run: tracking.FoundRun, registered: tracking.FoundRun | None) -> str:
+def _load(study: FoundStudy, run: tracking.FoundRun, registered: tracking.FoundRun | None) -> str:
     uri = version_uri(registered) if registered else None
     if uri:
         return f'Load it: `mlflow.pyfunc.load_model("{uri}")`.'
-    return f'Load its file: `netprune.load(mlflow.artifacts.download_artifacts("{file_uri(run)}"))`.'
+    into = ", into=network" if study.own else ""
+    return f'Load its file: `netprune.load(mlflow.artifacts.download_artifacts("{file_uri(run)}"){into})`.'
 
 
 def _row(name: str, metrics: Mapping[str, float], prefix: str, tested: tracking.FoundRun | None) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from netprune.errors import InputError
+from netprune.factory import builder
 from netprune.files import write_whole
 from netprune.onnx import to_onnx
 from netprune.packing import PackedModel, read_packed
@@ -36,12 +37,13 @@ class Exported:
     bytes: int
 
 
-def run_export(model_uri: str, out: str) -> Exported:
+def run_export(model_uri: str, out: str, model: str = "") -> Exported:
     """Write a network as a plain dense state dict or as ONNX.
 
     Args:
         model_uri: a packed file, or what `registry.fetch_model` takes; empty for the version registered last.
         out: the file, ending in `.pt` or `.onnx`; one that is there already is never replaced.
+        model: `module:function` that builds the network, if it is of the user's own class.
 
     Raises:
         InputError: for an unknown model or ending, a file that is there already or cannot be written, and as `to_onnx`
@@ -53,7 +55,8 @@ def run_export(model_uri: str, out: str) -> Exported:
     if path.exists():
         raise InputError(f"{path} is there already: name another file with out, or remove it.")
     origin = model_uri or registry.newest_version()
-    packed = read_packed(origin) if Path(origin).is_file() else registry.fetch_model(origin)[0]
+    known = Path(origin).is_file()
+    packed = read_packed(origin, builder(model)) if known else registry.fetch_model(origin, model)[0]
     data = FORMATS[path.suffix](packed)
     write_whole(path, data)
     return Exported(origin, path, len(data))

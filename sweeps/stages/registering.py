@@ -13,7 +13,7 @@ from netprune.size import measure_size
 from sweeps import artifacts, registry, tracking
 from sweeps.inputs import log_data
 from sweeps.stages.describing import study_note, version_note
-from sweeps.stages.source import DataRequest, short_name
+from sweeps.stages.source import DataRequest
 from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.studies import DENSE, FoundStudy, Winner, find_study, open_study_data
 from sweeps.table import count, percent, table
@@ -71,21 +71,23 @@ class RegisterOutcome:
         return f"models:/{self.name}@{registry.CHAMPION}"
 
 
-def run_register(study_name: str, model_name: str, request: DataRequest) -> RegisterOutcome:
+def run_register(study_name: str, model_name: str, request: DataRequest, model: str = "") -> RegisterOutcome:
     """Register the confirmed network of each floor; run twice, they stay one version each, and test stays read once.
 
     Args:
         study_name: empty for the newest study.
         model_name: of the registered model; empty for `<network>-<data set>`.
         request: device, and where the data is if it has moved.
+        model: `module:function` that builds the networks, if they are of the user's own class.
 
     Raises:
-        InputError: if there is no study, or it has no confirmed network: nothing is registered then.
+        InputError: if there is no study, it has no confirmed network, or its networks cannot be built: nothing is
+            registered then.
     """
-    study = find_study(study_name)
+    study = find_study(study_name, model)
     winners = study.winners()
     data = study.data(request)
-    name = model_name or f"{short_name(study.dense().header.architecture)}-{Path(data.dataset).name}"
+    name = model_name or f"{study.run.params['search.model'].rpartition(':')[2]}-{Path(data.dataset).name}"
     desk = _Desk(study, name, request)
     versions = tuple(desk.version(won, desk.aliases(won, first=won is winners[0])) for won in winners)
     tracking.set_tags({tracking.NOTE: study_note(study)}, study.run.run_id)
@@ -141,6 +143,7 @@ class _Desk:
             "study_name": self.study.name,
             "model_name": self.name,
             "dataset": data.dataset,
+            "image_size": data.image_size,
             "data_dir": data.data_dir,
             "accuracy_floor": 100 * won.floor,
             **key,
@@ -150,7 +153,8 @@ class _Desk:
             log_data(self.dataset, data.data_dir, ("val", "test"))
             tracking.log_metrics(metrics)
             file = artifacts.read_artifact(won.run.run_id, PACKED_FILE)
-            uri = registry.log_model(file, pruned.header, metadata={"study": self.study.name})
+            own = self.study.model if self.study.own else ""
+            uri = registry.log_model(file, pruned.header, own=own, metadata={"study": self.study.name})
             load = (uri, *(f"models:/{self.name}@{alias}" for alias in aliases))
             number = registry.register_model(
                 uri,

@@ -12,10 +12,10 @@ from sweeps import tracking
 from sweeps.findings import Repeat, Step
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS
+from sweeps.stages.source import DATA_OPTIONS
 from sweeps.stages.studies import FoundStudy
 
 VERSION, COMMIT = "version.", "mlflow.source.git.commit"
-DATA_OPTIONS = ("dataset", "data_dir", "device")
 FIGURES: tuple[str, ...] = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
 """Of a recipe, those that the command has options for."""
 ELSEWHERE = ("max_drop", "accuracy_floor", "trials", "scan")
@@ -32,7 +32,8 @@ def repeat(study: FoundStudy) -> Repeat:
             0, Step(text="Train the dense network (then name its new run with --model-uri):", command=training)
         )
     steps.append(Step(text="Register:", command=register_command(study)))
-    steps.append(Step(text="Make this page:", command=_command("report", {"study_name": study.name})))
+    page = {"study_name": study.name, **_own(study)}
+    steps.append(Step(text="Make this page:", command=_command("report", page)))
     return Repeat(
         commands=tuple(steps),
         versions={name.removeprefix(VERSION): tags[name] for name in sorted(tags) if name.startswith(VERSION)},
@@ -49,7 +50,8 @@ def search_command(study: FoundStudy, **changes: int) -> str:
     trials = max(int(params["trials"]), len(study.trials))
     options = {name: params[name] for name in (*DATA_OPTIONS, *names) if params.get(name, "None") != "None"}
     return _command(
-        "search_sparsity", {**_source(params), **_floors(study), **options, "trials": str(trials)} | _texts(changes)
+        "search_sparsity",
+        {**_source(params), **_floors(study), **options, "trials": str(trials)} | _texts(changes),
     )
 
 
@@ -57,16 +59,21 @@ def register_command(study: FoundStudy) -> str:
     """The registration of this study, under the name that it has been given if it has."""
     before = list(study.registered().values())
     named = {"model_name": before[-1].params["register.model_name"]} if before else {}
-    return _command("register", {"study_name": study.name, **named})
+    return _command("register", {"study_name": study.name, **named, **_own(study)})
+
+
+def _own(study: FoundStudy) -> dict[str, str]:
+    return {"model": study.own} if study.own else {}
 
 
 def _source(params: Mapping[str, str]) -> dict[str, str]:
-    """The options that name the dense network: a model of the store, or a file and its architecture."""
-    origin = params["origin"]
+    """The options that name the dense network, of the store or a file and its architecture, and what is kept of it."""
+    origin, network = params["origin"], params["model"]
+    bounds = {name: params[name] for name in ("keep", "limit") if name in params}
     if not origin.startswith("/"):
-        return {"model_uri": origin}
-    model, _, width = params["model"].partition("-w")
-    return {"weights": origin, "model": model, **({"width": width} if width else {})}
+        return {"model_uri": origin, **({"model": network} if ":" in network else {}), **bounds}
+    model, _, width = network.partition("-w")
+    return {"weights": origin, "model": model, **({"width": width} if width else {}), **bounds}
 
 
 def _floors(study: FoundStudy) -> dict[str, str]:

@@ -47,12 +47,13 @@ class Report:
     """The file that holds the page besides the run, if one was asked for."""
 
 
-def run_report(study_name: str, out: str = "") -> Report:
+def run_report(study_name: str, out: str = "", model: str = "") -> Report:
     """Make a study's page and figures and keep them in its run; running it again replaces them.
 
     Args:
         study_name: empty for the newest study.
         out: a file for the page, besides the run's `report.html`; one that is there already is never replaced.
+        model: `module:function` that builds the networks, if they are of the user's own class.
 
     Raises:
         InputError: if there is no study, none of its trials has finished, or the file is there already or cannot be
@@ -61,7 +62,7 @@ def run_report(study_name: str, out: str = "") -> Report:
     path = Path(out).expanduser() if out else None
     if path is not None and path.exists():
         raise InputError(f"{path} is there already: name another file with out, or remove it.")
-    study = find_study(study_name)
+    study = find_study(study_name, model)
     if not study.trials:
         study.winners()  # says what is missing
     standing, dense = Standing.of(study), study.dense()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation
@@ -86,8 +89,16 @@ def study_name(source: Source, request: SearchRequest, floors: Sequence[float]) 
     """By what makes a study another one; the defaults of values and objective go without saying."""
     values = "" if request.values == "fp32" else f"-{request.values.replace(':', '')}"
     objective = "" if request.objective == OBJECTIVES[0] else f"-{request.objective.removesuffix('_bytes')}"
+    bounds = bounds_record(source)
+    within = f"-within{hashlib.sha256(json.dumps(bounds).encode()).hexdigest()[:6]}" if bounds else ""
     at = "-".join(f"{100 * floor:.2f}" for floor in floors)
-    return f"{source.label}-floor{at}-ft{request.finetune_epochs:g}{values}{objective}"
+    return f"{source.label}-floor{at}-ft{request.finetune_epochs:g}{values}{objective}{within}"
+
+
+def bounds_record(source: Source) -> dict[str, Any]:
+    """What a study's constants say of layers that are kept or have a limit; nothing, if there are none."""
+    found = {"kept": list(source.kept), "limits": dict(source.bounds.limits) if source.bounds else {}}
+    return {name: value for name, value in found.items() if value}
 
 
 def accuracy_floors(request: SearchRequest, dense: Evaluation) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,15 @@ class ScanOutcome:
 
 
 def run_scan(source: Source, request: ScanRequest) -> ScanOutcome:
-    """Measure the scan in a run of its own, or find it. What an interrupted one measured is not measured again."""
+    """Measure the scan in a run of its own, or find it. What an interrupted one measured is not measured again.
+
+    Layers that are kept are not measured. Limits change nothing: a scan with other limits is the same one.
+    """
+    kept = {"kept": ",".join(source.kept)} if source.kept else {}
     key = {
         DIGEST: source.header.dense_digest,
         DATA_DIGEST: source.dataset.val_digest(),
-        CONFIG: " ".join(f"{k}={v}" for k, v in request.record().items()),
+        CONFIG: " ".join(f"{k}={v}" for k, v in (request.record() | kept).items()),
     }
     known = tracking.find_runs({tracking.STAGE: "scan", **key}, limit=1)
     if known:
@@ -96,7 +100,7 @@ def run_scan(source: Source, request: ScanRequest) -> ScanOutcome:
                 sensitivity = scan(
                     source.model,
                     source.dataset,
-                    request.config,
+                    replace(request.config, layers=tuple(source.bounds.sizes)) if source.bounds else request.config,
                     saliency=find_saliency(request.saliency),
                     record=record,
                     on_point=keeper,
@@ -158,8 +162,9 @@ def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
     tracking.set_tags({"netprune.compute": sensitivity.compute})
     artifacts.log_bytes(sensitivity.to_json().encode(), SENSITIVITY)
     drawn = {"sensitivity": figures.sensitivity_curves(sensitivity)}
-    if all(curve.sparsities[-1] == 1 for curve in sensitivity.curves):  # else the budget may lie past the last points
-        basis = Basis(model=source.model, sensitivity=sensitivity)
+    basis = Basis(model=source.model, sensitivity=sensitivity, bounds=source.bounds)
+    # else the budget may lie past the last points, or the limits
+    if all(curve.sparsities[-1] == 1 for curve in sensitivity.curves) and basis.least < SHOWN_DENSITY:
         found = {rule: find_allocator(rule)(basis, SHOWN_DENSITY) for rule in SHOWN_RULES}
         drawn["allocations"] = figures.allocations(sensitivity, found, SHOWN_DENSITY)
     artifacts.log_figures(drawn, run_id)

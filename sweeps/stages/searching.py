@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from netprune.allocation import Basis
+from netprune.bounds import find_bounds
 from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import Sparsity
-from netprune.models import prunable_weights
 from netprune.packing import pack
 from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning
@@ -25,7 +25,7 @@ from sweeps.scores import Tried
 from sweeps.secrets import masked
 from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, Contest, confirm, record
 from sweeps.stages.describing import study_note
-from sweeps.stages.request import SearchRequest, accuracy_floors, study_name
+from sweeps.stages.request import SearchRequest, accuracy_floors, bounds_record, study_name
 from sweeps.stages.scanning import run_scan
 from sweeps.stages.source import Source
 from sweeps.stages.starting import Starts
@@ -65,6 +65,8 @@ class SearchOutcome:
     """The highest first."""
     confirmed: bool
     """Whether candidates were confirmed."""
+    own: str = ""
+    """`module:function` that builds the network, if it is of the user's own class."""
 
 
 def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
@@ -84,13 +86,15 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         "saliency": request.scan.saliency,
         "values": request.values,
         "objective": request.objective,
+        **bounds_record(source),
     }
     name = request.study_name or study_name(source, request, floors)
-    layers = {layer: weight.numel() for layer, weight in prunable_weights(source.model).items()}
+    bounds = source.bounds or find_bounds(source.model)
     study = SparsityStudy(
         name,
-        layers,
+        bounds.sizes,
         floors,
+        limits=bounds.limits,
         sampler=request.sampler,
         seed=request.seed,
         storage=request.storage,
@@ -126,6 +130,7 @@ def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense
             study.done,
             tuple(FloorOutcome(floor, study.best(floor), winners.get(floor)) for floor in study.floors),
             bool(winners),
+            source.own,
         )
         tags = {tracking.FEASIBLE: tracking.flag(outcome.floors[0].best is not None)}
         if winners:
@@ -152,7 +157,7 @@ def _is_to_confirm(study: SparsityStudy, request: SearchRequest) -> bool:
 def _try(source: Source, study: SparsityStudy, request: SearchRequest) -> None:
     if not study.path:
         _wait(lambda: bool(study.path) or study.crew.leads)
-    basis = Basis(model=source.model, sensitivity=run_scan(source, request.scan).sensitivity)
+    basis = Basis(model=source.model, sensitivity=run_scan(source, request.scan).sensitivity, bounds=source.bounds)
     screen = Screen(source.model, source.dataset, request.scan.saliency)
     if not study.path:
         rule = best_rule(basis, screen)
@@ -227,6 +232,8 @@ def _finetuning(source: Source, request: SearchRequest, epochs: float) -> PruneC
         batch_size=request.batch_size,
         seed=request.seed,
     )
+    limits = source.bounds.limits if source.bounds else {}
+    config = replace(config, spared=(*source.kept, *limits))
     if config.finetune is None:
         return config
     fitted, _ = fit_to_device(source.model, source.dataset, config.finetune, request.scan.config.precision)

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from netprune.allocation import Basis, allocation_from
+from netprune.bounds import Bounds, find_bounds
 from netprune.data import DATASETS, Dataset, fits, load_dataset
 from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
-from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
-from netprune.packing import PackedHeader
+from netprune.factory import find_factory
+from netprune.image_folder import IMAGE_SIZE
+from netprune.models import (
+    MODELS,
+    Architecture,
+    build_model,
+    load_weights,
+    prunable_weights,
+    read_state_dict,
+    weights_digest,
+)
+from netprune.packing import PackedHeader, header_for
 from netprune.precision import fit_to_device
 from netprune.pruning import finetuning, prune_and_finetune
 from netprune.training import Callbacks
 from sweeps import registry, tracking
-from sweeps.progress import Progress
+from sweeps.progress import Progress, detail
 
 AUTO = "auto"
+DATA_OPTIONS = ("dataset", "image_size", "data_dir", "device")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,24 +44,44 @@ class DataRequest:
     dataset: str
     data_dir: str
     device: str = AUTO
+    image_size: int | None = None
+    """Side of an image folder's images, in pixels; None for what the network was trained on, or 32."""
+
+    @classmethod
+    def of(cls, options: MutableMapping[str, Any]) -> DataRequest:
+        """From the command line's options, which are taken out."""
+        taken = {name: options.pop(name) for name in DATA_OPTIONS}
+        return cls(**taken | ({"image_size": None} if taken["image_size"] == AUTO else {}))
 
     def resolved(self) -> DataRequest:
-        """With an image folder's path made absolute, so that a run's record means the same everywhere here."""
+        """With an image folder's path made absolute, so that a run's record means the same everywhere here, and the
+        size of its images."""
         folder = Path(self.dataset).expanduser()
         named = self.dataset in DATASETS or not folder.is_dir()
         dataset = self.dataset if named else str(folder.resolve())
-        return replace(self, dataset=dataset, data_dir=str(Path(self.data_dir).expanduser().resolve()))
+        data_dir = str(Path(self.data_dir).expanduser().resolve())
+        return replace(self, dataset=dataset, data_dir=data_dir, image_size=self.image_size or IMAGE_SIZE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRequest:
-    """Which dense network: a model of the store, or a plain state dict with its architecture."""
+    """Which dense network, a model of the store or a plain state dict with its architecture, and what may be pruned."""
 
     model_uri: str = ""
     weights: str = ""
     model: str = "net10"
+    """`net10`, `vgg16`, or `module:function` for a network of the user's own class: see `factory`."""
     width: int = 128
     adapt_head: bool = False
+    keep: str = ""
+    """Patterns of layers that are never pruned: see `bounds.find_bounds`."""
+    limit: str = ""
+    """Patterns with a largest sparsity: see there."""
+
+    @property
+    def own(self) -> str:
+        """`module:function`, if that is what `model` names; else empty."""
+        return self.model if ":" in self.model else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +96,36 @@ class Source:
     """As resolved."""
     origin: str
     """The URI or file it came from."""
+    asked: SourceRequest = field(default_factory=SourceRequest)
+    """As the user named it."""
+    bounds: Bounds | None = None
+    """Which layers may be pruned, and how far; None: all, altogether."""
+
+    @property
+    def own(self) -> str:
+        """`module:function` that builds it, if it is of the user's own class; else empty."""
+        return "" if self.header.architecture else self.asked.own
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the weights that are never pruned."""
+        bounds = self.bounds
+        return () if bounds is None else tuple(n for n in prunable_weights(self.model) if n not in bounds.sizes)
 
     @property
     def label(self) -> str:
         """What a list of runs calls it: architecture and first digits of the digest."""
-        return f"{short_name(self.header.architecture)}-{self.header.dense_digest[:8]}"
+        return f"{short_name(self.header.architecture, self.own)}-{self.header.dense_digest[:8]}"
 
     def record(self) -> dict[str, str]:
         """Params that say what was worked on."""
+        bounds = {"keep": self.asked.keep, "limit": self.asked.limit}
         return {
-            "model": short_name(self.header.architecture),
+            "model": self.own or short_name(self.header.architecture),
             "origin": self.origin,
+            **{name: text for name, text in bounds.items() if text},
             "dataset": self.data.dataset,
+            "image_size": str(self.dataset.image_size),
             "data_dir": self.data.data_dir,
             "device": str(next(self.model.parameters()).device),
             "weights_digest": self.header.dense_digest,
@@ -87,7 +138,7 @@ def part_way(source: Source, around: str, finetune_epochs: int) -> Source:
     Raises:
         InputError: for an unknown rule, or one that goes by damage.
     """
-    sparsity = allocation_from(around, Basis(model=source.model))
+    sparsity = allocation_from(around, Basis(model=source.model, bounds=source.bounds))
     config = finetuning(finetune_epochs)
     if config.finetune:  # in a fixed format: the same command has to find the same network's scan
         finetune, _ = fit_to_device(source.model, source.dataset, config.finetune, "fp32")
@@ -100,10 +151,10 @@ def part_way(source: Source, around: str, finetune_epochs: int) -> Source:
     return replace(source, model=model, header=header, origin=f"{source.origin} pruned by {around}")
 
 
-def short_name(architecture: Architecture | None) -> str:
-    """`net10-w16`, `vgg16`; `network` for one of the user's own class."""
+def short_name(architecture: Architecture | None, own: str = "") -> str:
+    """`net10-w16`, `vgg16`; for a network of the user's own class the name of the function that builds it."""
     if architecture is None:
-        return "network"
+        return own.rpartition(":")[2] or "network"
     return f"{architecture.name}-w{architecture.width}" if architecture.name == "net10" else architecture.name
 
 
@@ -134,9 +185,11 @@ def open_data(request: DataRequest, team: Team = ALONE) -> tuple[Dataset, torch.
     for loads_first in (True, False):  # what is downloaded or decoded is so by one process of a machine
         with team.together():
             if (team.local_rank == 0) == loads_first:
-                dataset = load_dataset(request.dataset, request.data_dir)
+                dataset = load_dataset(request.dataset, request.data_dir, request.image_size or IMAGE_SIZE)
     if not team.alone:
         dataset = agreed(dataset, device, team)
+    counts = (len(split) for split in (dataset.train, dataset.val, dataset.test))
+    detail("{}: {:,} training, {:,} validation, {:,} test images".format(dataset.name, *counts) + f" on {device}")
     return dataset.to(device), device
 
 
@@ -165,18 +218,25 @@ def open_source(source: SourceRequest, data: DataRequest) -> Source:
     The data set `auto` is the one that the network was trained on, as its run says; cifar10 for a plain state dict.
 
     Raises:
-        InputError: if both or neither of the sources can be found, or the weights do not fit.
+        InputError: if both or neither of the sources can be found, the weights do not fit, or `keep` or `limit` cannot
+            be heeded.
     """
     if source.weights and source.model_uri:
         raise InputError("weights and model_uri are both given: name one dense model.")
-    if source.weights:
-        return _from_weights(source, data)
+    found = _from_weights(source, data) if source.weights else _from_store(source, data)
+    return replace(found, asked=source, bounds=find_bounds(found.model, source.keep, source.limit))
+
+
+def _from_store(source: SourceRequest, data: DataRequest) -> Source:
     uri = source.model_uri or newest_dense_model()
-    packed, run_id = registry.fetch_model(uri)
+    packed, run_id = registry.fetch_model(uri, source.model)
     known = _trained_on(run_id) if run_id and data.dataset == AUTO else {}
     if data.dataset == AUTO and "dataset" not in known:
         raise InputError(f"the run behind {uri} does not say which data it was trained on: name it with dataset.")
-    data = replace(data, **known).resolved()
+    side = packed.header.image_size
+    if data.image_size not in (None, side):
+        raise InputError(f"{uri} takes images of {side}×{side}, not {data.image_size}: leave image_size at auto.")
+    data = replace(data, **known, image_size=side).resolved()
     dataset, device = open_data(data)
     if len(dataset.classes) != len(packed.header.classes):
         raise InputError(
@@ -189,25 +249,42 @@ def open_source(source: SourceRequest, data: DataRequest) -> Source:
 
 def _from_weights(source: SourceRequest, data: DataRequest) -> Source:
     state = read_state_dict(source.weights)
-    Architecture(name=source.model, num_classes=2, width=source.width)  # a wrong name should not wait for the data
+    check_model(source)
     data = replace(data, dataset="cifar10" if data.dataset == AUTO else data.dataset).resolved()
     dataset, device = open_data(data)
-    architecture = Architecture(name=source.model, num_classes=len(dataset.classes), width=source.width)
-    model = build_model(architecture)
+    model, architecture = new_network(source, dataset)
     load_weights(model, state, adapt_head=source.adapt_head)
-    header = header_for(architecture, dataset, model)
+    header = header_for(model, dataset, architecture)
     return Source(model.to(device), header, dataset, data, str(Path(source.weights).resolve()))
 
 
-def header_for(architecture: Architecture, dataset: Dataset, dense: nn.Module) -> PackedHeader:
-    """The header of a network that is trained on `dataset`."""
-    return PackedHeader(
-        architecture=architecture,
-        classes=dataset.classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        dense_digest=weights_digest(dense),
-    )
+def check_model(source: SourceRequest) -> None:
+    """Refuse a model that cannot be, before the data are loaded.
+
+    Raises:
+        InputError: for an unknown name or a width below 1; as `find_factory` does for a network of the user's own.
+    """
+    if source.own:
+        find_factory(source.own)
+    elif source.model in MODELS:
+        Architecture(name=source.model, num_classes=2, width=source.width)
+    else:
+        raise InputError(
+            f"unknown model {source.model!r}: choose one of {', '.join(sorted(MODELS))}, or name a function that "
+            f"builds a network of your own, as module:function."
+        )
+
+
+def new_network(source: SourceRequest, dataset: Dataset, seed: int = 0) -> tuple[nn.Module, Architecture | None]:
+    """A fresh network for a data set, and how it was built; None for one of the user's own class.
+
+    Raises:
+        InputError: if it does not fit the data: their classes or the size of the images.
+    """
+    if source.own:
+        return find_factory(source.own).build(len(dataset.classes), dataset.image_size, seed), None
+    architecture = Architecture(name=source.model, num_classes=len(dataset.classes), width=source.width)
+    return build_model(architecture, seed, dataset.image_size), architecture
 
 
 def newest_dense_model() -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from netprune.contents import file_contents
-from netprune.packing import PackedModel, unpack
+from netprune.packing import PackedModel
 from netprune.size import measure_size
 from sweeps import artifacts, tracking
 from sweeps.findings import Accuracy, FloorResult, LayerRow, Network, Step
@@ -56,10 +56,10 @@ def choose(standing: Standing) -> Shown | None:
     """The confirmed network of the highest floor that has one, else the smallest trial that met the floor, if any."""
     won, best = next(iter(standing.winners), None), standing.study.best
     if won is not None:
-        return _shown(f"the confirmed network for the floor of {percent(won.floor)}", won.run)
+        return _shown(standing.study, f"the confirmed network for the floor of {percent(won.floor)}", won.run)
     if best is None:
         return None
-    return _shown(f"{best.name.removeprefix(standing.study.name).strip()}, {UNSURE}", best)
+    return _shown(standing.study, f"{best.name.removeprefix(standing.study.name).strip()}, {UNSURE}", best)
 
 
 def dense_network(standing: Standing, dense: PackedModel) -> Network:
@@ -145,9 +145,9 @@ def _search_on(study: FoundStudy) -> list[Step]:
     return [Step(text=text, command=search_command(study, trials=2 * number))]
 
 
-def _shown(label: str, run: tracking.FoundRun) -> Shown:
+def _shown(study: FoundStudy, label: str, run: tracking.FoundRun) -> Shown:
     file = artifacts.read_artifact(run.run_id, PACKED_FILE)
-    return Shown(label, run, unpack(file), file)
+    return Shown(label, run, study.read(file), file)
 
 
 def _result(standing: Standing, floor: float) -> FloorResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from torch import nn
@@ -72,4 +73,4 @@ def fetch_network(run_id: str, source: Source, config: PruneConfig) -> nn.Module
         InputError: if the store has lost it.
     """
     data = artifacts.read_artifact(run_id, FINETUNED_FILE if config.values.rounds else PACKED_FILE)
-    return unpack(data).model.to(next(source.model.parameters()).device)
+    return unpack(data, lambda _: copy.deepcopy(source.model)).model.to(next(source.model.parameters()).device)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from netprune.data import Dataset
 from netprune.errors import InputError
-from netprune.packing import PackedModel, read_packed
+from netprune.factory import builder
+from netprune.image_folder import IMAGE_SIZE
+from netprune.packing import PackedModel, unpack
 from sweeps import artifacts, registry, tracking
 from sweeps.stages.confirming import CONFIRMED_FILE, SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
@@ -49,6 +49,8 @@ class FoundStudy:
     run: tracking.FoundRun
     trials: tuple[tracking.FoundRun, ...]
     """Finished ones, in the order they ran."""
+    model: str = ""
+    """As the user gave it: `module:function`, for networks of the user's own class."""
 
     @property
     def floors(self) -> tuple[float, ...]:
@@ -118,13 +120,27 @@ class FoundStudy:
             f"nothing is registered.{nearest} Add trials or finetune_epochs, or allow a larger max_drop."
         )
 
+    @property
+    def own(self) -> str:
+        """`module:function`, as its run has it, for networks of the user's own class; else empty."""
+        network = self.run.params.get("search.model", "")
+        return network if ":" in network else ""
+
     def dense(self) -> PackedModel:
         """The dense network that the study pruned."""
-        return _fetch(self.run.run_id, DENSE_FILE)
+        return self.read(artifacts.read_artifact(self.run.run_id, DENSE_FILE))
 
     def pruned(self, run: tracking.FoundRun) -> PackedModel:
         """The network of a trial or a confirmation, as its file loads."""
-        return _fetch(run.run_id, PACKED_FILE)
+        return self.read(artifacts.read_artifact(run.run_id, PACKED_FILE))
+
+    def read(self, file: bytes) -> PackedModel:
+        """The network in a packed file of the study's.
+
+        Raises:
+            InputError: for a network of the user's own class, if the user does not name what builds it.
+        """
+        return unpack(file, builder(self.model, self.own))
 
     def registered(self) -> dict[str, tracking.FoundRun]:
         """Run id of a network → the newest run that registered it: what that read of test is there."""
@@ -142,15 +158,21 @@ class FoundStudy:
         return tuple(tracking.find_runs(tags, order_by="attributes.start_time ASC", statuses=ended))
 
     def data(self, request: DataRequest) -> DataRequest:
-        """`request`, with the data set `auto` replaced by the study's own."""
-        if request.dataset != AUTO:
-            return request.resolved()
+        """`request`, with the data set `auto` and the size of the images replaced by the study's own."""
         params = self.run.params
-        return DataRequest(dataset=params["search.dataset"], data_dir=params["search.data_dir"], device=request.device)
+        # studies from before it could be chosen do not say it
+        size = request.image_size or int(params.get("search.image_size", IMAGE_SIZE))
+        if request.dataset != AUTO:
+            return replace(request, image_size=size).resolved()
+        return replace(request, dataset=params["search.dataset"], data_dir=params["search.data_dir"], image_size=size)
 
 
-def find_study(name: str) -> FoundStudy:
+def find_study(name: str, model: str = "") -> FoundStudy:
     """The study `name`, or the newest one for an empty name.
+
+    Args:
+        name: of the study.
+        model: `module:function` that builds its networks, if they are of the user's own class.
 
     Raises:
         InputError: if the store has none.
@@ -162,15 +184,15 @@ def find_study(name: str) -> FoundStudy:
     if not runs:
         which = f"no study {name}" if name else "no study"
         raise InputError(f"there is {which} in the store: run `python -m sweeps.search_sparsity` first.")
-    return study_of(runs[0])
+    return study_of(runs[0], model)
 
 
-def study_of(run: tracking.FoundRun) -> FoundStudy:
-    """The study that a search's run is of."""
+def study_of(run: tracking.FoundRun, model: str = "") -> FoundStudy:
+    """The study that a search's run is of; `model` as in `find_study`."""
     name = run.tags[tracking.STUDY]
     tags = {tracking.STAGE: "trial", tracking.STUDY: name}
     trials = tracking.find_runs(tags, order_by="attributes.start_time ASC", limit=EVERY)
-    return FoundStudy(name, run, tuple(trials))
+    return FoundStudy(name, run, tuple(trials), model)
 
 
 def version_uri(registered: tracking.FoundRun) -> str | None:
@@ -201,8 +223,3 @@ def _winner(floor: float, kept: Mapping[str, Any]) -> Winner:
         accuracies=tuple(kept["accuracies"]),
         lower=kept["lower"],
     )
-
-
-def _fetch(run_id: str, name: str) -> PackedModel:
-    with tempfile.TemporaryDirectory() as scratch:
-        return read_packed(artifacts.fetch_artifact(run_id, name, Path(scratch)))

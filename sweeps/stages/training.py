@@ -17,15 +17,15 @@ from netprune.data import Dataset
 from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
-from netprune.models import Architecture, build_model, load_weights, read_state_dict
-from netprune.packing import pack
+from netprune.models import Architecture, load_weights, read_state_dict
+from netprune.packing import header_for, pack
 from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.training import Callbacks, EpochResult, Snapshot, train
 from sweeps import artifacts, interrupts, registry, tracking
 from sweeps.inputs import log_data
 from sweeps.progress import Progress, duration, report
-from sweeps.stages.source import DataRequest, SourceRequest, header_for, open_data, short_name
+from sweeps.stages.source import DataRequest, SourceRequest, check_model, new_network, open_data, short_name
 from sweeps.table import percent
 
 LAST, BEST = "last.pt", "best.pt"
@@ -72,20 +72,21 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
     """
     data = request.data.resolved()
     ready = _prepare(request, team)
-    model, dataset, architecture = ready.model, ready.dataset, ready.architecture
+    model, dataset = ready.model, ready.dataset
     config = {
         **{name: value for name, value in asdict(request.config).items() if name != "format"},
         "precision": request.precision,
-        "model": architecture.name,
-        "width": architecture.width,
+        "model": request.source.model,
+        "width": request.source.width,
         "weights": request.source.weights,
         "dataset": data.dataset,
+        "image_size": data.image_size,
         "data_dir": data.data_dir,
         "device": str(ready.device),
         "processes": team.size,
     }
     earlier = _interrupted(request.resume, config) if request.resume else None
-    name = f"train {short_name(architecture)} on {Path(data.dataset).name}"
+    name = f"train {ready.short_name} on {Path(data.dataset).name}"
     tags = {"resumed_from": earlier.run_id} if earlier else {}
     run = tracking.tracked_run("train", name, config, tags=tags, system_metrics=True)
     with run as run_id, team.united(), tempfile.TemporaryDirectory() as scratch:
@@ -102,8 +103,9 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
         if mirrored is not None:
             tracking.log_metrics({"mirrored_val_accuracy": mirrored.accuracy})
         model.cpu()
-        header = header_for(architecture, dataset, model)
-        uri = registry.log_model(pack(model, header), header, metadata={"weights_digest": header.dense_digest})
+        header = header_for(model, dataset, ready.architecture)
+        told_apart = {"weights_digest": header.dense_digest}
+        uri = registry.log_model(pack(model, header), header, own=request.source.own, metadata=told_apart)
         return TrainOutcome(
             run_id, uri, keeper.best["epoch"], keeper.best["val_accuracy"], mirrored.accuracy if mirrored else None
         )
@@ -128,7 +130,9 @@ class _Ready:
     model: nn.Module
     """With its first weights, on the device; as is the data."""
     dataset: Dataset
-    architecture: Architecture
+    architecture: Architecture | None
+    """None for a network of the user's own class."""
+    short_name: str
     device: torch.device
 
 
@@ -136,13 +140,12 @@ def _prepare(request: TrainRequest, team: Team) -> _Ready:
     team.check_batch(request.config.batch_size)
     source = request.source
     state = team.from_first(lambda: read_state_dict(source.weights) if source.weights else None)
-    Architecture(name=source.model, num_classes=2, width=source.width)  # a wrong name should not wait for the data
+    check_model(source)
     dataset, device = open_data(request.data.resolved(), team)
-    architecture = Architecture(name=source.model, num_classes=len(dataset.classes), width=source.width)
-    model = build_model(architecture, seed=request.config.seed)
+    model, architecture = new_network(source, dataset, request.config.seed)
     if state is not None:
         load_weights(model, state, adapt_head=source.adapt_head)
-    return _Ready(model.to(device), dataset, architecture, device)
+    return _Ready(model.to(device), dataset, architecture, short_name(architecture, source.own), device)
 
 
 def _plan(
@@ -162,7 +165,7 @@ def _announcement(ready: _Ready, recipe: TrainConfig, epoch_seconds: float, team
     parameters = sum(p.numel() for p in ready.model.parameters())
     device = f"{next(ready.model.parameters()).device}{'' if team.alone else f' in {team.size} processes'}"
     line = (
-        f"training {short_name(ready.architecture)} ({parameters:,} parameters) on {len(ready.dataset.train):,} images "
+        f"training {ready.short_name} ({parameters:,} parameters) on {len(ready.dataset.train):,} images "
         f"of {ready.dataset.name}, {recipe.epochs} epochs on {device} ({recipe.format})"
     )
     seconds = recipe.epochs * epoch_seconds
@@ -246,7 +249,7 @@ def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
     with tempfile.TemporaryDirectory() as scratch:
         path = artifacts.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    begun = {"processes": 1} | content["config"]  # older checkpoints do not say
+    begun = {"processes": 1, "image_size": 32} | content["config"]  # older checkpoints do not say
     differing = [name for name, value in config.items() if begun.get(name) != value and name != "data_dir"]
     if differing:
         then, now = ({n: c.get(n) for n in differing} for c in (begun, config))

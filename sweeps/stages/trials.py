@@ -122,7 +122,7 @@ class Trials:
         pruned = pruned_copy(
             self.source.model, self.source.dataset, sparsity, self.config.saliency, start=looks.start.network
         ).model
-        quantise(pruned, self.config.values)
+        quantise(pruned, self.config.values, self.config.spared)
         packed = self.objective == "packed_bytes"
         size = len(pack(pruned, self.source.header)) if packed else measure_size(pruned).nonzero_bytes
         score = Score(
