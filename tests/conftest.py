@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import mlflow
 import pytest
@@ -48,6 +49,50 @@ def tiny_header(tiny_dataset, tiny_net):
         std=tiny_dataset.std,
         dense_digest=weights_digest(tiny_net),
     )
+
+
+OWN_NETWORK = """
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2))
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, images):
+        return self.fc(self.features(images).mean((2, 3)))
+
+
+def network(classes):
+    return Own(classes)
+"""
+"""A module of a user's: `network(classes)` takes images of any size."""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Writes modules of a user's into the working directory, which is a folder of the test's own; returns its name.
+
+    What is imported from there is forgotten after the test.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+
+    def write(source=OWN_NETWORK, name="mynet"):
+        path = tmp_path / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        return name
+
+    yield write
+    for name in set(sys.modules) - before:
+        module = sys.modules[name]
+        places = (getattr(module, "__file__", None), *getattr(module, "__path__", ()))  # a namespace has no file
+        if any(str(place).startswith(str(tmp_path)) for place in places):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

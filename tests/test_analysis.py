@@ -1,8 +1,11 @@
 """The analysis stage: what an allocation leaves, by density and by bytes of the file."""
 
+from dataclasses import replace
+
 import mlflow
 import pytest
 
+from netprune.bounds import find_bounds
 from netprune.errors import InputError
 from sweeps.stages.analysis import run_analysis
 from sweeps.stages.source import DataRequest, Source
@@ -37,6 +40,16 @@ def test_analysis_by_the_documents_own_numbers(source):
     by_name = {layer.name: layer.sparsity for layer in analysis.after.layers}
     assert by_name["conv1.0.weight"] == pytest.approx(0.6, abs=0.01)
     assert by_name["conv4.0.weight"] == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("rule", ["document", "kept_norm:0.3", "knapsack:0.3", "uniform:16000B"])
+def test_analysis_heeds_kept_layers_and_limits(source, rule):
+    bounds = find_bounds(source.model, "conv1", "res2.0.*=0.5")
+    analysis = run_analysis(replace(source, bounds=bounds), rule)
+    by_name = {layer.name: layer.sparsity for layer in analysis.after.layers}
+    assert by_name["conv1.0.weight"] == 0
+    assert by_name["res2.0.0.weight"] <= 0.5
 
 
 @pytest.mark.usefixtures("store")

@@ -56,6 +56,56 @@ def test_train_unknown_model_names_the_known_ones(refused):
     assert "unknown model 'resnet': choose one of net10, vgg16" in message
 
 
+@pytest.mark.parametrize("command", [train.main, scan_sensitivity.main, search_sparsity.main, analyse.main])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nowhere:network", "there is no module nowhere: put nowhere.py into"),
+        ("mynet:gone", "mynet has no function gone: it has Own, network"),
+        ("mynet:", "module:function, such as mynet:network"),
+    ],
+)
+def test_own_model_that_is_not_there_says_the_mend(refused, dense, own_module, command, model, message):
+    own_module()
+    assert message in refused(command, *SMALL, "--model", model)
+
+
+def test_train_own_model_that_does_not_fit_the_images_says_so(refused, own_module):
+    own_module("from torch import nn\ndef network(n): return nn.Sequential(nn.Flatten(), nn.Linear(192, n))")
+    message = refused(train.main, "--dataset", "digits", "--model", "mynet:network")
+    assert "mynet:network fails on images of 32×32 pixels" in message
+
+
+@pytest.mark.parametrize(("size", "message"), [("64", "image_size is for image folders"), ("0", "from 8 to 1024")])
+@pytest.mark.parametrize("command", [train.main, analyse.main])
+def test_image_size_that_cannot_be_is_refused(refused, dense, command, size, message):
+    assert message in refused(command, *SMALL, "--image-size", size)
+
+
+def test_image_size_that_is_no_number_is_named(refused, dense):
+    assert "'large' is neither a number nor auto" in refused(analyse.main, *SMALL, "--image-size", "large")
+
+
+@pytest.mark.parametrize("command", [scan_sensitivity.main, search_sparsity.main, analyse.main])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--keep", "conv9.*", "keep has 'conv9.*', which matches no layer: choose from conv1.0.weight, conv2.0.weight"),
+        ("--keep", "*", "leave no layer to prune"),
+        ("--limit", "conv9=0.5", "limit has 'conv9', which matches no layer"),
+        ("--limit", "res2.*=2", "from 0 to 1: res2.*=0.99"),
+        ("--limit", "res2.*", "from 0 to 1: res2.*=0.99"),
+    ],
+)
+def test_layers_that_are_not_there_or_limits_that_are_none_are_refused(refused, dense, command, option, value, message):
+    assert message in refused(command, *SMALL, option, value)
+
+
+def test_analyse_budget_below_the_limits_is_refused_with_both(refused, dense):
+    message = refused(analyse.main, *SMALL, "--allocation", "uniform:0.1", "--limit", "*=0.5")
+    assert "the density is 0.1 and the limits keep 0.5" in message
+
+
 def test_train_unknown_option_is_named(refused):
     assert "--colour" in refused(train.main, "--colour", "red")
 

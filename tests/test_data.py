@@ -75,6 +75,12 @@ def test_digits_are_scikit_learns_split_into_fifths(tmp_path):
     assert np.array_equal(np.rint(images[:, 0, ::4, ::4] * (16 / 255)), bunch.images[order])
 
 
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_load_dataset_built_in_of_another_size_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=rf"images of {name} are 32×32: image_size is for image folders"):
+        load_dataset(name, tmp_path, 64)
+
+
 def test_digits_are_not_to_be_mirrored(tmp_path):
     dataset = load_dataset("digits", tmp_path)
     assert not dataset.flip

@@ -235,3 +235,48 @@ def test_read_image_folder_link_within_it_is_an_image_like_others(tmp_path):
     found = read_image_folder(tmp_path / "in", tmp_path / "cache")
     assert len(found.images) == 7
     assert sum(np.array_equal(image, made[first].transpose(2, 0, 1)) for image in found.images) == 2
+
+
+@pytest.mark.parametrize("size", [8, 20, 48])
+def test_read_image_folder_of_another_size_scales_each_image_to_it(tmp_path, size):
+    made = make_folder(tmp_path / "in")
+    images = read_image_folder(tmp_path / "in", tmp_path / "cache", size).images
+    assert images.shape == (6, 3, size, size)
+    for image, path in zip(images, sorted(made), strict=True):
+        with Image.open(path) as opened:
+            expected = np.asarray(opened.resize((size, size), Image.Resampling.BILINEAR))
+        assert np.array_equal(image.permute(1, 2, 0), expected)
+
+
+def test_read_image_folder_keeps_each_size_apart(tmp_path, no_decoding):
+    make_folder(tmp_path / "in")
+    sizes = {size: read_image_folder(tmp_path / "in", tmp_path / "cache", size).images for size in (32, 48)}
+    no_decoding()
+    for size, images in sizes.items():
+        assert torch.equal(read_image_folder(tmp_path / "in", tmp_path / "cache", size).images, images)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_read_image_folder_decodes_as_much_at_once_as_fits(tmp_path, monkeypatch):
+    made = make_folder(tmp_path / "in", count=5)
+    whole = read_image_folder(tmp_path / "in", tmp_path / "whole", 16).images
+    monkeypatch.setattr(image_folder, "DECODED_BYTES", 3 * 3 * 16**2)
+    parts = read_image_folder(tmp_path / "in", tmp_path / "parts", 16).images
+    assert torch.equal(parts, whole)
+    assert len(parts) == len(made)
+
+
+@pytest.mark.parametrize("size", [0, -32, 7, 1025])
+def test_image_size_out_of_range_is_refused_with_the_range(tmp_path, size):
+    make_folder(tmp_path / "in" / "train")
+    for read in (read_image_folder, load_dataset):
+        with pytest.raises(InputError, match=rf"image_size is {size}; it must be from 8 to 1024 pixels"):
+            read(tmp_path / "in" / "train" if read is read_image_folder else str(tmp_path / "in"), tmp_path, size)
+
+
+def test_load_dataset_folder_of_another_size_has_it_in_every_split(tmp_path):
+    make_folder(tmp_path / "in" / "train", count=10)
+    make_folder(tmp_path / "in" / "test", count=2, seed=1)
+    dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache", 24)
+    assert dataset.image_size == 24
+    assert {part.images.shape[2:] for part in (dataset.train, dataset.val, dataset.test)} == {(24, 24)}

@@ -132,3 +132,12 @@ def test_eval_batches_give_the_split_in_its_own_order_unaltered(tiny_dataset, co
     assert torch.equal(torch.cat([images for images, _ in batches]), normalise(split.images, tiny_dataset))
     assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels)
     assert max(len(labels) for _, labels in batches) <= 4
+
+
+@pytest.mark.parametrize("size", [8, 32, 64, 100])
+def test_eval_batches_of_larger_images_take_no_more_memory(tiny_dataset, size):
+    split = Split(torch.zeros(30, 3, size, size, dtype=torch.uint8), torch.arange(30))
+    batches = [images for images, _ in eval_batches(split, tiny_dataset, 12)]
+    assert sum(map(len, batches)) == 30
+    assert len(batches[0]) == min(12, 12 * 32**2 // size**2)
+    assert max(batch.numel() for batch in batches) <= 12 * 3 * 32**2

@@ -85,6 +85,20 @@ def test_vgg16_has_an_output_a_class():
     assert len(prunable_weights(model)) == 16
 
 
+@pytest.mark.parametrize("size", [8, 15, 31, 32, 64, 100])
+def test_net10_of_any_image_size_has_the_same_tensors_and_takes_such_images(size):
+    architecture = Architecture(name="net10", num_classes=3, width=2)
+    model = build_model(architecture, image_size=size)
+    assert model.eval()(torch.zeros(2, 3, size, size)).shape == (2, 3)
+    assert weights_digest(model) == weights_digest(build_model(architecture))
+
+
+@pytest.mark.parametrize(("name", "size", "least"), [("net10", 7, 8), ("vgg16", 31, 32)])
+def test_build_model_for_images_that_are_too_small_is_refused_with_the_least(name, size, least):
+    with pytest.raises(InputError, match=rf"{name} .*{least}×{least} pixels or more, not {size}"):
+        build_model(Architecture(name=name, num_classes=3), image_size=size)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [({"name": "net11"}, "net11"), ({"width": 0}, "width"), ({"num_classes": 1}, "2 classes")],

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -88,6 +89,17 @@ def test_onnx_without_its_packages_names_the_mend(packed, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=r"pip install 'netprune\[onnx\]'"):
         to_onnx(packed)
+
+
+def test_onnx_of_another_image_size_takes_such_images(packed):
+    model = build_model(packed.header.architecture, image_size=16)
+    data = to_onnx(PackedModel(model, replace(packed.header, image_size=16)))
+    pixels = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
+    (found,) = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"images": pixels})
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (packed.header.mean, packed.header.std))
+    with torch.no_grad():
+        expected = model.eval()((torch.from_numpy(pixels) - mean) / std).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 class Undecided(torch.nn.Module):

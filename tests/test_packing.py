@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from netprune.container import seal, unseal
 from netprune.errors import InputError
 from netprune.files import write_whole
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights, weights_digest
-from netprune.packing import PackedHeader, load, pack, read_packed, unpack
+from netprune.packing import PackedHeader, header_for, load, pack, read_packed, unpack
 
 NAN_PAYLOAD = 0x7FC12345
 
@@ -87,6 +88,30 @@ def test_unpack_leaves_the_global_generator_alone(packed):
 def test_unpack_keeps_the_header_as_it_was(tiny_net, tiny_header):
     header = replace(tiny_header, classes=("Käse", "a/b", ""), mean=(1 / 3, 0.1 + 0.2, 0.0), std=(1e-9, 1.0, 2.5))
     assert unpack(pack(tiny_net, header)).header == header
+
+
+def test_unpack_of_another_image_size_builds_the_network_for_it(tiny_net, tiny_header):
+    found = unpack(pack(tiny_net, replace(tiny_header, image_size=64)))
+    assert found.header.image_size == 64
+    assert found.model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
+    assert bits(found.model) == bits(tiny_net)
+
+
+def test_pack_for_images_of_32_leaves_their_size_out(tiny_net, tiny_header):
+    assert "image_size" not in unseal(pack(tiny_net, tiny_header))[0]
+    assert unseal(pack(tiny_net, replace(tiny_header, image_size=33)))[0]["image_size"] == 33
+
+
+@pytest.mark.parametrize("size", [0, -1, 10**6, 32.0, "32", None, True])
+def test_unpack_of_an_image_size_that_cannot_be_is_refused(packed, size):
+    header, tables, coded = unseal(packed)
+    with pytest.raises(InputError, match="damaged"):
+        unpack(seal({**header, "image_size": size}, tables, coded))
+
+
+def test_header_for_a_network_says_what_it_was_trained_on(tiny_net, tiny_dataset, tiny_header):
+    assert header_for(tiny_net, tiny_dataset, tiny_header.architecture) == tiny_header
+    assert header_for(tiny_net, tiny_dataset).architecture is None
 
 
 def test_pack_of_a_sparse_network_is_much_smaller():

@@ -65,6 +65,20 @@ def test_every_command_has_help_for_every_option():
         assert all(option.help for option in command.params), entry
 
 
+README_COMMANDS = [
+    line.strip()
+    for line in (ROOT / "README.md").read_text().splitlines()
+    if line.strip().startswith("python -m sweeps.")
+]
+
+
+@pytest.mark.parametrize("line", README_COMMANDS)
+def test_readmes_command_is_understood(line):
+    words = shlex.split(line, comments=True)
+    command = importlib.import_module(words[2]).main
+    assert command.make_context(words[2], words[3:]).params
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_command_can_be_made_verbose_or_quiet(entry):
     command, _ = command_of(entry)

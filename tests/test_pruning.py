@@ -287,3 +287,26 @@ def test_quantise_and_train_recovers_what_a_codebook_costs(tiny_net, tiny_datase
     quantise_and_train(trained, tiny_dataset, PruneConfig(values=Values.parse("codebook:2"), finetune=recipe))
     losses = [evaluate(model, tiny_dataset.val, tiny_dataset).loss for model in (plain, trained)]
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("values", ["fp32", "codebook:4"])
+def test_prune_candidate_of_a_private_class_is_that_of_the_known_architecture(
+    tiny_net, tiny_dataset, tiny_header, values
+):
+    config = replace(FINETUNED, values=Values.parse(values))
+    allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
+    known, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
+    own, file = prune_candidate(tiny_net, tiny_dataset, replace(tiny_header, architecture=None), allocation, config)
+    assert own.val == known.val
+    assert own.measured == known.measured
+    given = copy.deepcopy(tiny_net)
+    assert evaluate(unpack(file, given).model, tiny_dataset.val, tiny_dataset) == own.val
+
+
+def test_prune_candidate_leaves_layers_that_are_not_named_and_are_spared_whole(tiny_net, tiny_dataset, tiny_header):
+    named = dict.fromkeys(list(prunable_weights(tiny_net))[2:-1], 0.7)
+    whole = prunable_weights(tiny_net).keys() - named.keys()
+    config = replace(FINETUNED, values=Values.parse("codebook:2"), spared=tuple(whole))
+    result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, named, config)
+    assert all(result.measured[name] == 0 for name in whole)
+    assert all(result.measured[name] >= 0.69 for name in named)

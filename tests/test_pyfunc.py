@@ -1,10 +1,14 @@
 """The packed file behind MLflow's `predict`: the module's own outputs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from netprune import pyfunc
+from netprune.errors import InputError
+from netprune.factory import find_factory
 from netprune.files import write_whole
 from netprune.loader import normalise
 from netprune.models import weights_digest
@@ -65,3 +69,33 @@ def test_get_raw_model_is_the_packed_network_ready_to_train(predictor, tiny_net)
     assert weights_digest(model) == weights_digest(tiny_net)
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert model.training
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 31), (2, 3, 64, 64), (2, 1, 32, 32), (3, 32, 32), (2, 32, 32, 3)])
+def test_predict_of_images_of_another_shape_is_refused_with_the_one_it_takes(predictor, shape):
+    with pytest.raises(InputError, match=r"this network takes \(N, 3, 32, 32\), pixels in \[0, 1\]"):
+        predictor.predict(np.zeros(shape, dtype=np.float32))
+
+
+@pytest.fixture
+def own_file(own_module, tiny_header, tmp_path):
+    """A network of the user's own class for images of 16×16, and its file."""
+    network = find_factory(f"{own_module()}:network").build(3, 16)
+    write_whole(tmp_path / "own.netprune", pack(network, replace(tiny_header, architecture=None, image_size=16)))
+    return network, str(tmp_path / "own.netprune")
+
+
+def test_load_pyfunc_of_an_own_network_builds_what_the_model_description_names(own_file):
+    network, path = own_file
+    images = np.random.default_rng(0).random((5, 3, 16, 16), dtype=np.float32)
+    predictor = _load_pyfunc(path, {pyfunc.NETWORK: "mynet:network"})
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.38,) * 3, (0.25,) * 3))
+    with torch.no_grad():
+        expected = network.eval()((torch.from_numpy(images) - mean) / std).numpy()
+    np.testing.assert_array_equal(predictor.predict(images), expected)
+
+
+@pytest.mark.parametrize("description", [None, {}, {"other": "mynet:network"}])
+def test_load_pyfunc_of_an_own_network_without_its_function_is_refused(own_file, description):
+    with pytest.raises(InputError, match=r"own\.netprune: this file holds a network of the user's own class"):
+        _load_pyfunc(own_file[1], description)

@@ -290,3 +290,18 @@ def test_settle_of_what_is_settled_changes_nothing(pruned):
     before = weights_digest(pruned)
     settle(pruned, labels)
     assert weights_digest(pruned) == before
+
+
+def test_quantise_to_a_codebook_makes_no_zeros_in_layers_that_are_spared(tiny_net):
+    spared = ("conv4.0.weight", "classifier.3.weight")
+    plain = copy.deepcopy(tiny_net)
+    dropped = {name: int((labels < 0).sum()) for name, labels in quantise(plain, Values("codebook", 2)).items()}
+    assert all(dropped[name] for name in spared)
+    labels = quantise(tiny_net, Values("codebook", 2), spared)
+    assert {name: int((found < 0).sum()) for name, found in labels.items() if name not in spared} == {
+        name: count for name, count in dropped.items() if name not in spared
+    }
+    for name in spared:
+        weight = prunable_weights(tiny_net)[name]
+        assert weight.count_nonzero() == weight.numel()
+        assert len(weight.unique()) <= 4

@@ -761,3 +761,21 @@ def test_scan_config_bad_value_is_refused_by_name(options, word):
 @pytest.mark.parametrize("sparsities", [(), (1.0,), (1,), (1e-9, 0.5, 1)])
 def test_scan_config_takes_the_whole_range(sparsities):
     assert ScanConfig(sparsities=sparsities, max_se=0).sparsities == sparsities
+
+
+@pytest.mark.parametrize("layers", [("conv2.weight",), ("conv1.weight", "fc.weight")])
+@pytest.mark.parametrize("wrap", [lambda net: net, Untraceable], ids=["traced", "whole passes"])
+def test_scan_of_some_layers_has_their_curves_of_the_whole_scan(trained, layers, wrap):
+    model, prefix = wrap(trained), "" if wrap is not Untraceable else "net."
+    names = tuple(prefix + layer for layer in layers)
+    whole, part = scan(model, DATA, EXACT), scan(model, DATA, replace(EXACT, layers=names))
+    assert part.layers == names
+    assert part.baseline == whole.baseline
+    for name in names:
+        assert np.array_equal(part[name].loss, whole[name].loss)
+        assert np.array_equal(part[name].damage_se, whole[name].damage_se)
+
+
+def test_scan_of_a_layer_that_is_not_there_is_refused_with_the_layers(trained):
+    with pytest.raises(InputError, match=r"'conv9\.weight': choose from conv1\.weight, conv2\.weight, fc\.weight"):
+        scan(trained, DATA, replace(EXACT, layers=("conv9.weight",)))

@@ -1,10 +1,12 @@
 """The scan's stage: one run a scan, found again, and gone on with after an interrupt."""
 
 import json
+from dataclasses import replace
 
 import mlflow
 import pytest
 
+from netprune.bounds import find_bounds
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.models import weights_digest
@@ -102,6 +104,20 @@ def test_scan_interrupted_before_its_first_point_starts_anew(source, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             run_scan(source, FEW)
     assert not run_scan(source, FEW).reused
+
+
+@pytest.mark.usefixtures("store")
+def test_scan_with_layers_kept_measures_the_others_and_is_another_scan_whatever_the_limits(source):
+    kept = replace(source, bounds=find_bounds(source.model, "conv1,classifier"))
+    first = run_scan(kept, FEW)
+    assert set(first.sensitivity.layers) == kept.bounds.sizes.keys()
+    assert "conv1.0.weight" not in first.sensitivity.layers
+    limited = replace(source, bounds=find_bounds(source.model, "conv1,classifier", "res2.*=0.5"))
+    assert run_scan(limited, FEW).run_id == first.run_id
+    whole = run_scan(source, FEW)
+    assert not whole.reused
+    assert len(whole.sensitivity.layers) == 10
+    assert run_scan(replace(source, bounds=find_bounds(source.model)), FEW).run_id == whole.run_id
 
 
 @pytest.mark.usefixtures("store")

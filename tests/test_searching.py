@@ -7,8 +7,10 @@ import mlflow
 import pytest
 import torch
 
+from netprune.bounds import find_bounds
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
+from netprune.masks import measured_sparsity
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.recipes import TrainConfig
@@ -20,10 +22,11 @@ from sweeps.search_sparsity import closing
 from sweeps.stages import trials
 from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED
 from sweeps.stages.registering import registered_lines, run_register, summary_table
-from sweeps.stages.request import SearchRequest
+from sweeps.stages.repeating import search_command
+from sweeps.stages.request import SearchRequest, study_name
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.source import DataRequest, Source, SourceRequest
 from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
 
@@ -178,6 +181,44 @@ def test_search_several_floors_share_trials_and_confirm_one_winner_each(source):
     for alias in aliases:
         assert f"@{alias})" in registered_lines(registered)
         assert mlflow.MlflowClient().get_model_version_by_alias(registered.name, alias)
+
+
+def test_search_leaves_kept_layers_whole_and_others_within_their_limits(source):
+    bounds = find_bounds(source.model, "conv1,classifier.4", "res2.*=0.6")
+    asked = SourceRequest(keep="conv1,classifier.4", limit="res2.*=0.6")
+    held = replace(source, bounds=bounds, asked=asked)
+    run_search(held, replace(REQUEST, values="codebook:3", trials=4, confirm_seeds=0))
+    (study,) = runs("search")
+    assert study.data.params["search.keep"] == asked.keep
+    assert study.data.params["search.limit"] == asked.limit
+    finished = [run for run in runs("trial") if "val_accuracy" in run.data.metrics]
+    assert finished
+    for run in finished:
+        named = {name: float(value) for name, value in run.data.params.items() if "sparsity/" in name}
+        found = {name.removeprefix("trial.sparsity/"): value for name, value in named.items()}
+        assert found.keys() == bounds.sizes.keys()
+        assert all(found[name] <= most for name, most in bounds.limits.items())
+        measured = measured_sparsity(unpack(artifacts.read_artifact(run.info.run_id, PACKED_FILE)).model)
+        assert measured["conv1.0.weight"] == measured["classifier.4.weight"] == 0
+        assert all(measured[name] <= most + 1e-6 for name, most in bounds.limits.items())
+    assert "--keep conv1,classifier.4" in search_command(find_study("small"))
+    assert "--limit 'res2.*=0.6'" in search_command(find_study("small"))
+
+
+def test_search_of_one_study_with_other_layers_kept_is_refused(source):
+    run_search(source, replace(REQUEST, trials=1, confirm_seeds=0))
+    kept = replace(source, bounds=find_bounds(source.model, "conv1"))
+    with pytest.raises(InputError, match=r"study small was made with kept=None, not \['conv1\.0\.weight'\]"):
+        run_search(kept, replace(REQUEST, trials=2))
+
+
+def test_study_name_is_another_one_for_other_bounds_and_says_nothing_of_none(source):
+    texts = [("", ""), ("conv1", ""), ("", "conv1=0.5"), ("", "conv1=0.25")]
+    held = [replace(source, bounds=find_bounds(source.model, *text)) for text in texts]
+    names = [study_name(one, REQUEST, [0.9]) for one in held]
+    assert len(set(names)) == 4
+    assert names[0] == study_name(source, REQUEST, [0.9])
+    assert all("-within" in name for name in names[1:])
 
 
 def test_search_without_confirmation_is_not_registered(source):

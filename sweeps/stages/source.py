@@ -60,7 +60,12 @@ class DataRequest:
         named = self.dataset in DATASETS or not folder.is_dir()
         dataset = self.dataset if named else str(folder.resolve())
         data_dir = str(Path(self.data_dir).expanduser().resolve())
-        return replace(self, dataset=dataset, data_dir=data_dir, image_size=self.image_size or IMAGE_SIZE)
+        return replace(self, dataset=dataset, data_dir=data_dir, image_size=self.side)
+
+    @property
+    def side(self) -> int:
+        """`image_size`, or 32 where it is None."""
+        return IMAGE_SIZE if self.image_size is None else self.image_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +190,7 @@ def open_data(request: DataRequest, team: Team = ALONE) -> tuple[Dataset, torch.
     for loads_first in (True, False):  # what is downloaded or decoded is so by one process of a machine
         with team.together():
             if (team.local_rank == 0) == loads_first:
-                dataset = load_dataset(request.dataset, request.data_dir, request.image_size or IMAGE_SIZE)
+                dataset = load_dataset(request.dataset, request.data_dir, request.side)
     if not team.alone:
         dataset = agreed(dataset, device, team)
     counts = (len(split) for split in (dataset.train, dataset.val, dataset.test))

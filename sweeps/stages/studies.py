@@ -161,7 +161,8 @@ class FoundStudy:
         """`request`, with the data set `auto` and the size of the images replaced by the study's own."""
         params = self.run.params
         # studies from before it could be chosen do not say it
-        size = request.image_size or int(params.get("search.image_size", IMAGE_SIZE))
+        known = int(params.get("search.image_size", IMAGE_SIZE))
+        size = known if request.image_size is None else request.image_size
         if request.dataset != AUTO:
             return replace(request, image_size=size).resolved()
         return replace(request, dataset=params["search.dataset"], data_dir=params["search.data_dir"], image_size=size)
