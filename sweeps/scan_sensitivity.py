@@ -9,8 +9,8 @@ import click
 from netprune.curves import fit
 from netprune.sensitivity import LayerCurve, Sensitivity
 from sweeps.command import command, data_options, model_words, scan_options, source_options
-from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest, run_scan
-from sweeps.stages.source import DataRequest, SourceRequest, open_source, part_way
+from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest, part_way, run_scan
+from sweeps.stages.source import DataRequest, SourceRequest, open_source
 from sweeps.table import count, percent, table
 
 DAMAGES = (0.02, 0.1, 0.5)

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from netprune.allocation import Basis, find_allocator
+from netprune.allocation import Basis, allocation_from, find_allocator
 from netprune.errors import InputError
+from netprune.models import weights_digest
+from netprune.precision import fit_to_device
+from netprune.pruning import finetuning, prune_and_finetune
 from netprune.saliency import find_saliency
 from netprune.scanner import ScanConfig, ScanRecord, scan
 from netprune.sensitivity import Sensitivity
+from netprune.training import Callbacks
 from sweeps import artifacts, figures, interrupts, tracking
 from sweeps.inputs import log_data
 from sweeps.progress import Progress, report
@@ -71,6 +75,25 @@ class ScanOutcome:
     sensitivity: Sensitivity
     reused: bool
     """Whether it had been measured before, in the same way for the same weights and images."""
+
+
+def part_way(source: Source, around: str, finetune_epochs: int) -> Source:
+    """The source's network pruned by `around` (`RULE:DENSITY`) and finetuned: for the sensitivity of what is left.
+
+    Raises:
+        InputError: for an unknown rule, or one that goes by damage.
+    """
+    sparsity = allocation_from(around, Basis(model=source.model, bounds=source.bounds))
+    config = finetuning(finetune_epochs)
+    if config.finetune:  # in a fixed format: the same command has to find the same network's scan
+        finetune, _ = fit_to_device(source.model, source.dataset, config.finetune, "fp32")
+        config = replace(config, finetune=finetune)
+    with Progress(f"prune to {around}") as progress:
+        model = prune_and_finetune(
+            source.model, source.dataset, sparsity, config, callbacks=Callbacks(on_step=progress)
+        )
+    header = replace(source.header, dense_digest=weights_digest(model))
+    return replace(source, model=model, header=header, origin=f"{source.origin} pruned by {around}")
 
 
 def run_scan(source: Source, request: ScanRequest) -> ScanOutcome:

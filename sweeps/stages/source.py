@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from netprune.allocation import Basis, allocation_from
 from netprune.bounds import Bounds, find_bounds
 from netprune.data import DATASETS, Dataset, fits, load_dataset
 from netprune.distributed import ALONE, Team
@@ -27,11 +26,8 @@ from netprune.models import (
     weights_digest,
 )
 from netprune.packing import PackedHeader, header_for
-from netprune.precision import fit_to_device
-from netprune.pruning import finetuning, prune_and_finetune
-from netprune.training import Callbacks
 from sweeps import registry, tracking
-from sweeps.progress import Progress, detail
+from sweeps.progress import detail
 
 AUTO = "auto"
 DATA_OPTIONS = ("dataset", "image_size", "data_dir", "device")
@@ -135,25 +131,6 @@ class Source:
             "device": str(next(self.model.parameters()).device),
             "weights_digest": self.header.dense_digest,
         }
-
-
-def part_way(source: Source, around: str, finetune_epochs: int) -> Source:
-    """The source's network pruned by `around` (`RULE:DENSITY`) and finetuned: for the sensitivity of what is left.
-
-    Raises:
-        InputError: for an unknown rule, or one that goes by damage.
-    """
-    sparsity = allocation_from(around, Basis(model=source.model, bounds=source.bounds))
-    config = finetuning(finetune_epochs)
-    if config.finetune:  # in a fixed format: the same command has to find the same network's scan
-        finetune, _ = fit_to_device(source.model, source.dataset, config.finetune, "fp32")
-        config = replace(config, finetune=finetune)
-    with Progress(f"prune to {around}") as progress:
-        model = prune_and_finetune(
-            source.model, source.dataset, sparsity, config, callbacks=Callbacks(on_step=progress)
-        )
-    header = replace(source.header, dense_digest=weights_digest(model))
-    return replace(source, model=model, header=header, origin=f"{source.origin} pruned by {around}")
 
 
 def short_name(architecture: Architecture | None, own: str = "") -> str:
