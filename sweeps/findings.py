@@ -100,6 +100,8 @@ class TrialRow:
     """Whether it meets the highest floor."""
     epochs: float
     """Finetune epochs that it took."""
+    start: str
+    """Whose network it went on from: `dense`, or a trial."""
     ending: str
     """How it ended, with the reason if that was early."""
 

@@ -10,7 +10,7 @@ from sweeps.findings import LostTrial, StageSeconds, Stopping, TrialRow
 from sweeps.scores import ROUNDING
 from sweeps.stages.standing import val_accuracy
 from sweeps.stages.studies import FoundStudy
-from sweeps.stages.trials import PASSES, SECONDS, STOPPED
+from sweeps.stages.trials import PASSES, SECONDS, START, STOPPED
 
 EARLY, CONTROL, NOT = "stopped_early", "control", "no"
 
@@ -75,6 +75,7 @@ def _row(study: FoundStudy, trial: tracking.FoundRun) -> TrialRow:
         size_bytes=int(metrics[study.objective]),
         feasible=trial.tags.get(tracking.FEASIBLE) == "true",
         epochs=_epochs(trial),
+        start=trial.tags[START],
         ending=_ending(trial),
     )
 
