@@ -88,10 +88,12 @@ def own_module(tmp_path, monkeypatch):
         return name
 
     yield write
-    for name in set(sys.modules) - before:
-        module = sys.modules[name]
-        places = (getattr(module, "__file__", None), *getattr(module, "__path__", ()))  # a namespace has no file
-        if any(str(place).startswith(str(tmp_path)) for place in places):
+    modules = {name: sys.modules[name] for name in set(sys.modules) - before}
+    places = {  # a namespace has no file, and its path asks for the one above it
+        name: (getattr(module, "__file__", None), *getattr(module, "__path__", ())) for name, module in modules.items()
+    }
+    for name, found in places.items():
+        if any(str(place).startswith(str(tmp_path)) for place in found):
             del sys.modules[name]
 
 

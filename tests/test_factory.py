@@ -171,9 +171,10 @@ def test_readmes_own_network_is_one_that_is_taken(own_module):
     assert sum(p.numel() for p in network.parameters()) > 11_000_000
 
 
-def test_readmes_library_example_is_true(own_module, capsys):
+def test_readmes_library_example_is_true(own_module, capsys, monkeypatch):
     (example,) = [block for block in README.split("```python\n")[1:] if "netprune.prune_candidate" in block]
     own_module()
+    monkeypatch.syspath_prepend(Path.cwd())  # where a script of the user's would stand
     exec(compile(example.split("```")[0], "README.md", "exec"), {})
     assert re.fullmatch(r"[\d.]+% with [\d,]+ of [\d,]+ bytes\n", capsys.readouterr().out)
     assert Path("pruned.netprune").stat().st_size > 0

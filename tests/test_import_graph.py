@@ -19,7 +19,7 @@ LAYERS = (
     {"streaming", "tensors", "proportions", "bounds"},
     {"loader", "packing"},
     {"evaluation", "gradients", "precision", "recalibration", "contents"},
-    {"training", "sensitivity", "onnx", "screening", "confidence", "stopping", "search_space", "factory"},
+    {"training", "sensitivity", "onnx", "screening", "confidence", "stopping", "search_space", "factory", "starts"},
     {"curves", "grid", "confirmation"},
     {"knapsack"},
     {"allocation"},

@@ -176,7 +176,7 @@ def judged(monkeypatch):
     def arrange(*, control):
         monkeypatch.setattr(trials, "is_control", lambda *_: control)
         curves = [LearningCurve(checks={0.5: 1.1}, final=0.01)]
-        monkeypatch.setattr(trials.Trials, "curves", property(lambda _: curves, lambda *_: None), raising=False)
+        monkeypatch.setattr(trials.Trials, "curves", lambda *_: curves)
 
     return arrange
 
@@ -208,11 +208,11 @@ def test_report_counts_a_control_that_ended_at_the_floor_as_a_wrong_verdict(sour
 def test_report_seconds_are_the_sums_of_the_trials(source, rendered):
     run_search(source, replace(REQUEST, confirm_seeds=0))
     run_report("small")
-    logged = [trial.metrics["seconds/finetune"] for trial in find_study("small").trials]
+    logged = [trial.metrics["seconds/finetune"] for trial in find_study("small").finished]
     stages = {one.name: one for one in rendered[0].stages}
     assert stages["finetune"].trials == pytest.approx(sum(logged))
     assert stages["finetune"].confirmations == 0
-    assert {name for name, one in stages.items() if one.passes} <= {"finetune", "evaluate", "quantise"}
+    assert {name for name, one in stages.items() if one.passes} <= {"start", "finetune", "evaluate", "quantise"}
 
 
 def test_report_names_trials_that_came_to_nothing(source, rendered):
@@ -330,7 +330,7 @@ def test_repeat_names_the_training_by_its_recipe(store, name):
     described = {"precision": "fp32", "model": "net10", "width": 2, "weights": "", "dataset": "digits", "data_dir": "d"}
     with tracking.tracked_run("train", "t", {**config, **described, "device": "cpu"}) as run_id:
         pass
-    params = {"origin": run_id, "max_drop": "1", "accuracy_floor": "90.0000", "trials": "3"}
+    params = {"origin": run_id, "model": "net10-w2", "max_drop": "1", "accuracy_floor": "90.0000", "trials": "3"}
     run = tracking.FoundRun(
         "r",
         "study",
