@@ -86,6 +86,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "grad_clip": math.inf,
         "label_smoothing": 0.1,
         "alternating_flip": True,
+        "crop_padding": 2,
+        "dropout": 0.0,
     },
 }
 """Name → what differs from `TrainConfig`'s defaults."""

@@ -320,9 +320,10 @@ def test_train_compiled_equals_plain_training_closely(tiny_dataset, tiny_net, mo
 
 
 def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
-    changes = {"optimizer": "sgd", "max_lr": 0.01, "weight_decay": 0.1}
+    changes = {"optimizer": "sgd", "max_lr": 0.01, "weight_decay": 0.1, "dropout": 0.3}
     config = recipe("fast", epochs=2, batch_size=20, seed=3, **changes)
     reference = copy.deepcopy(tiny_net)
+    reference.classifier[2].p = 0.3
     train(tiny_net, tiny_dataset, config)
     decayed = [p for p in reference.parameters() if p.ndim > 1]
     others = [p for p in reference.parameters() if p.ndim == 1]
@@ -332,7 +333,7 @@ def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         for epoch in range(2):
-            for images, labels in train_batches(tiny_dataset, 20, order, flips=flips ^ bool(epoch)):
+            for images, labels in train_batches(tiny_dataset, 20, order, padding=2, flips=flips ^ bool(epoch)):
                 reference.zero_grad()
                 loss = F.cross_entropy(reference(images), labels, label_smoothing=config.label_smoothing)
                 loss.backward()
