@@ -23,7 +23,7 @@ from netprune.evaluation import evaluate
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, prune_and_finetune, pruned_copy
 from netprune.recalibration import recalibrate
-from netprune.recipes import TrainConfig, recipe
+from netprune.recipes import FINETUNE, TrainConfig, recipe
 
 DENSITIES = (0.1, 0.05, 0.02)
 QUICK_DENSITIES = (0.05,)
@@ -47,6 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradual 0.3": {"gradual": 0.3},
     "gradual 0.5": {"gradual": 0.5},
     "ema 0.98": {"ema": 0.98},
+    "the search's": {name: value for name, value in FINETUNE.items() if name != "batch_size"},
+    "the search's, batches of 128": FINETUNE,
     "batches of 128": {"batch_size": 128},
     "batches of 64": {"batch_size": 64},
     "no dropout": {"dropout": 0.0},

@@ -20,7 +20,7 @@ from netprune.masks import Masks, Sparsity, apply_masks, make_masks, measured_sp
 from netprune.packing import PackedHeader, pack, unpack
 from netprune.quantise import Values, quantise, settle
 from netprune.recalibration import recalibrate
-from netprune.recipes import TrainConfig
+from netprune.recipes import FINETUNE, TrainConfig
 from netprune.saliency import find_saliency
 from netprune.size import measure_size
 from netprune.training import CHECK_IMAGES, NOBODY, Callbacks, Held, train
@@ -79,9 +79,14 @@ class PruneResult:
 
 
 def finetuning(
-    epochs: float, *, saliency: str = "magnitude", values: Values | None = None, batch_size: int = 256, seed: int = 0
+    epochs: float,
+    *,
+    saliency: str = "magnitude",
+    values: Values | None = None,
+    batch_size: int = FINETUNE["batch_size"],
+    seed: int = 0,
 ) -> PruneConfig:
-    """A candidate's configuration with the finetune recipe: one cycle of the training recipe, in full.
+    """A candidate's configuration with the finetune recipe, `recipes.FINETUNE`.
 
     Args:
         epochs: passes over the training images, 0 for pruning alone; part of one is one pass over as large a part of
@@ -90,15 +95,12 @@ def finetuning(
         values: see `PruneConfig`; fp32 by default.
         batch_size: images a step.
         seed: of the finetuning.
-
-    A lower peak recovers less in a single epoch: `net10_w16.pt` at 10 % density (global magnitude) came to 79.1, 80.2,
-    80.7 and 80.9 % validation accuracy at peaks of 0.001, 0.002, 0.004 and 0.01 (README, results log).
     """
     whole = math.ceil(epochs)
     return PruneConfig(
         saliency=saliency,
         values=values or Values(),
-        finetune=TrainConfig(epochs=whole, batch_size=batch_size, seed=seed) if whole else None,
+        finetune=TrainConfig(**FINETUNE | {"epochs": whole, "batch_size": batch_size, "seed": seed}) if whole else None,
         share=epochs / whole if whole else 1.0,
     )
 
@@ -270,14 +272,19 @@ def quantise_and_train(
 
 
 def codebook_training(dataset: Dataset, finetune: TrainConfig) -> tuple[Dataset, TrainConfig]:
-    """How a codebook is trained after a finetuning: a quarter of an epoch at a low peak; 40 steps if that is more."""
+    """How a codebook is trained after a finetuning: a quarter of an epoch at a low peak; 40 steps if that is more.
+
+    By Adam, whose steps are equal where gradients are, so that weights that share an entry go on sharing it; Muon's are
+    not.
+    """
     steps = steps_per_epoch(len(dataset.train), finetune.batch_size)
     epochs, part = 1, dataset
     if steps * CODEBOOK_SHARE >= CODEBOOK_STEPS:
         part = dataset.part(CODEBOOK_SHARE, seed=finetune.seed)
     else:
         epochs = math.ceil(CODEBOOK_STEPS / steps)
-    return part, replace(finetune, epochs=epochs, max_lr=CODEBOOK_LR, gradual=0.0)
+    adam = {name: getattr(TrainConfig(), name) for name in ("optimizer", "schedule", "weight_decay", "grad_clip")}
+    return part, replace(finetune, epochs=epochs, max_lr=CODEBOOK_LR, gradual=0.0, **adam)
 
 
 @contextmanager

@@ -92,6 +92,20 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Name → what differs from `TrainConfig`'s defaults."""
 
+FINETUNE: dict[str, Any] = {
+    "batch_size": 128,
+    "optimizer": "muon",
+    "max_lr": 0.005,
+    "schedule": "linear",
+    "weight_decay": 0.05,
+    "grad_clip": math.inf,
+    "crop_padding": 2,
+    "dropout": 0.0,
+    "distillation": 0.5,
+}
+"""The same for a pruned network, with the dense one as its teacher. A low peak, because finetunings follow each other:
+one of 0.01 throws away what the one before has brought (README, results log)."""
+
 
 def recipe(name: str, **changes: Any) -> TrainConfig:
     """A named recipe, with some of its figures changed.

@@ -16,7 +16,7 @@ from netprune.packing import unpack
 from netprune.pruning import RECALIBRATED, PruneConfig, finetuning, prune_candidate, quantise_and_train
 from netprune.quantise import Values
 from netprune.recalibration import recalibrate
-from netprune.recipes import TrainConfig
+from netprune.recipes import FINETUNE, TrainConfig
 from netprune.saliency import SALIENCIES
 from netprune.training import Callbacks, Held, train
 
@@ -179,7 +179,7 @@ def test_prune_candidate_that_diverges_raises_diverged_error(tiny_net, tiny_data
 @pytest.mark.parametrize(("epochs", "whole", "share"), [(3, 3, 1.0), (0.25, 1, 0.25), (1.5, 2, 0.75)])
 def test_finetuning_of_part_of_an_epoch_takes_part_of_the_images(tiny_dataset, epochs, whole, share):
     config = finetuning(epochs, batch_size=64, seed=2)
-    assert config.finetune == TrainConfig(epochs=whole, batch_size=64, seed=2)
+    assert config.finetune == TrainConfig(**FINETUNE | {"epochs": whole, "batch_size": 64, "seed": 2})
     assert config.share == share
     assert len(config.part(tiny_dataset).train) * whole == epochs * len(tiny_dataset.train)
 
