@@ -243,7 +243,7 @@ def test_train_interrupted_is_killed_with_its_checkpoint_and_resumes(project, st
         assert "epoch 1/20" not in resumed.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_mlflow_run_stopped_leaves_no_run_running(store, start, number):
     process = start("mlflow", "run", ".", "-e", "train", *SMALL, "-P", "epochs=80")
     first_epoch(process)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from netprune.models import Architecture, build_model, weights_digest
-from netprune.packing import PackedHeader
+from netprune.packing import header_for
 from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
 from sweeps import registry, tracking
@@ -55,7 +55,7 @@ def die(*_):
 def source():
     architecture = Architecture(name="net10", num_classes=10, width=2)
     model, (dataset, _) = build_model(architecture, seed=0), open_data(DATA)
-    header = PackedHeader(architecture, dataset.classes, dataset.mean, dataset.std, weights_digest(model))
+    header = header_for(model, dataset, architecture)
     return Source(model, header, dataset, DATA, "here")
 
 

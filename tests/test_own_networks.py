@@ -162,6 +162,7 @@ def test_study_of_an_own_network_needs_no_import_until_its_files_are_read(source
     assert mlflow.MlflowClient().search_registered_models() == []
 
 
+@pytest.mark.slow
 def test_study_of_an_own_network_is_registered_and_reported_with_its_function(source, own_module):
     own_module("from netprune.models import Net10\n\ndef network(classes):\n    return Net10(classes, 2)\n")
     run_search(source, REQUEST)

@@ -130,6 +130,7 @@ def test_report_never_reads_test(source, rendered, tiny_dataset, monkeypatch):
     assert "test is not read until the network is registered" in artifacts.read_artifact(made.run_id, PAGE).decode()
 
 
+@pytest.mark.slow
 def test_report_twice_replaces_page_and_figures(source):
     run_search(source, REQUEST)
     first = run_report("small")

@@ -66,6 +66,7 @@ def failed(tmp_path_factory):
     return folder, torchrun(folder, FAIL_AT=str(2 * STEPS + 5))
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_torchrun_train_of_which_one_process_fails_is_a_failed_run_that_says_why(failed):
     folder, done = failed
@@ -77,6 +78,7 @@ def test_torchrun_train_of_which_one_process_fails_is_a_failed_run_that_says_why
     assert Store(folder).artifacts(found, "checkpoints") == {"last.pt", "best.pt"}
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_torchrun_train_resumed_is_one_run_with_the_steps_and_the_accuracy_of_one_process(failed):
     folder, _ = failed

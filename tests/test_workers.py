@@ -47,6 +47,7 @@ def test_worker_environment_shares_cores_and_gpus_and_leaves_the_run_behind(monk
     assert not any("MLFLOW_RUN_ID" in one for one in found)
 
 
+@pytest.mark.slow
 def test_search_with_two_workers_shares_the_budget_and_confirms_once(tmp_path):
     trained = run(
         tmp_path, "sweeps.train", "--dataset", "digits", "--width", "2", "--epochs", "2", "--batch-size", "64"
@@ -72,6 +73,7 @@ def test_search_with_two_workers_shares_the_budget_and_confirms_once(tmp_path):
     assert len({one.data.tags["netprune.seed"] for one in by_stage["confirm"]}) == 2
 
 
+@pytest.mark.slow
 def test_faults_benchmark_quick_loses_and_doubles_nothing(tmp_path):
     figures = tmp_path / "out.json"
     done = run(
