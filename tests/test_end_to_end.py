@@ -23,7 +23,7 @@ PYTHON_DIR = str(Path(sys.executable).parent)
 def environment(**more):
     """The active environment and nothing else: no pyenv on the PATH, no MLflow setting of ours."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PYENV"))}
-    return kept | {"PATH": f"{PYTHON_DIR}:/usr/bin:/bin", "OMP_NUM_THREADS": "2"} | more
+    return kept | {"PATH": f"{PYTHON_DIR}:/usr/bin:/bin", "OMP_NUM_THREADS": "1"} | more
 
 
 def run(folder, *words, **more):
@@ -223,7 +223,7 @@ def until(condition, seconds=60):
     return bool(condition())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_train_interrupted_is_killed_with_its_checkpoint_and_resumes(project, store, start, number):
     seed = str(int(number))
     options = ["--dataset", "digits", "--width", "2", "--batch-size", "64", "--epochs", "20", "--seed", seed]
