@@ -2,7 +2,8 @@
 
 Every method may spend the same finetune epochs on its trials, of the same length, for the same floors, and hands what
 it tried to the same confirmation, which goes on from a trial's network. `bisected RULE` looks for the density at which
-one rule's allocations meet the floor, half of its trials for each floor; `plain optuna` is TPE over raw per-layer
+one rule's allocations come to what a confirmation needs, a part of its trials for each floor, and spends what is left
+on larger networks, so that a confirmation which fails has a next one to take; `plain optuna` is TPE over raw per-layer
 sparsities with the floor as a constraint. Ours may stop trials early, and spends what that saves on more trials; its
 trials go on from each other, the others' from the dense network. What nothing is confirmed for counts as the dense
 file.
@@ -13,9 +14,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +30,7 @@ from torch import nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import Basis, find_allocator
-from netprune.confirmation import Candidate
+from netprune.confirmation import Candidate, aim
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
@@ -37,8 +39,9 @@ from netprune.packing import header_for, pack
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, finetuning, prune_candidate
 from netprune.quantise import Values
+from netprune.recovery import GAIN
 from netprune.scanner import scan
-from netprune.seeding import DENSITIES, next_density
+from netprune.seeding import DENSITIES
 from netprune.training import Callbacks
 from sweeps import tracking
 from sweeps.proposing import SAMPLERS
@@ -52,8 +55,9 @@ from sweeps.stages.source import DataRequest, Source
 RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")
 OURS, PLAIN = "ours", "plain optuna"
 METHODS = (OURS, *(f"bisected {rule}" for rule in RULES), PLAIN)
-CLOSE = 1.02
-"""A bisection goes on to this factor between its two sides: trials are there to be spent."""
+FIRST, STEP, CLOSE, ABOVE = 0.1, 2.5, 1.1, 1.12
+"""A bisection's first density, its factor to the next while only one side is known, the factor between the two sides at
+which it ends, and that between the densities above, on which it spends the rest of its trials."""
 MOST_SPARSITY = 0.999
 
 
@@ -79,6 +83,18 @@ class Terms:
     confirmation: PruneConfig
     most: int
     seed: int
+    images: int
+    """Validation images."""
+
+    @property
+    def gain(self) -> float:
+        """Accuracy that a confirmation is expected to add, as ours expects it before anything is measured."""
+        had = _epochs(self.finetune)
+        return GAIN * math.log((had + _epochs(self.confirmation)) / had)
+
+    def aim(self, floor: float) -> float:
+        """What a trial should have for its confirmation to meet a floor, as in ours."""
+        return aim(floor, self.images, self.gain)
 
     @property
     def epochs(self) -> float:
@@ -117,6 +133,7 @@ class Bench:
             confirmation=config(self.options.confirm_epochs),
             most=self.options.confirm_most,
             seed=seed,
+            images=len(self.setting.dataset.val),
         )
 
     def trial(self, sparsity: Sparsity, terms: Terms) -> Found:
@@ -138,8 +155,8 @@ class Bench:
         for part, floor in enumerate(terms.floors, start=1):
             until = round(terms.trials * part / len(terms.floors))
             while len(found) < until:
-                meets = {density: one.accuracy >= floor for density, one in found.items()}
-                density = next_density(meets, DENSITIES[0], DENSITIES[-1], CLOSE)
+                meets = {density: one.accuracy >= terms.aim(floor) for density, one in found.items()}
+                density = bisected(meets, DENSITIES[0], DENSITIES[-1])
                 if density is None:
                     break
                 try:
@@ -160,7 +177,7 @@ class Bench:
                 names = prunable_weights(self.setting.model)
                 sparsity = {name: trial.suggest_float(name, 0.0, MOST_SPARSITY) for name in names}
                 found.append(self.trial(sparsity, terms))
-                trial.set_constraint("floor", floor - found[-1].accuracy)
+                trial.set_constraint("floor", terms.aim(floor) - found[-1].accuracy)
                 return found[-1].size_bytes
 
             study.optimize(objective, n_trials=round(terms.trials * part / len(terms.floors)) - len(found))
@@ -172,7 +189,9 @@ class Bench:
             name=name,
             floors=terms.floors,
             objective=OBJECTIVES[0],
-            candidates=tuple(Candidate(i, one.size_bytes, one.accuracy) for i, one in enumerate(found)),
+            candidates=tuple(
+                Candidate(i, one.size_bytes, one.accuracy, one.accuracy + terms.gain) for i, one in enumerate(found)
+            ),
             sparsities={i: one.sparsity for i, one in enumerate(found)},
             network=lambda number: found[number].network,
         )
@@ -216,6 +235,33 @@ class Bench:
             "trial epochs": spent,
             "confirm epochs": sum(one.metrics["finetune_epochs"] for one in _runs(name, "confirm")),
         }
+
+
+def bisected(meets: Mapping[float, bool], least: float, most: float) -> float | None:
+    """The next density of a bisection: density → whether it met the aim. None when even the largest has been tried.
+
+    >>> bisected({}, 0.004, 0.6), bisected({0.1: True}, 0.004, 0.6)
+    (0.1, 0.04)
+    >>> round(bisected({0.1: True, 0.04: False}, 0.004, 0.6), 4)
+    0.0632
+    >>> round(bisected({0.1: True, 0.095: False}, 0.004, 0.6), 4)
+    0.112
+    """
+    high = min((density for density, met in meets.items() if met), default=None)
+    low = max((d for d, met in meets.items() if not met and (high is None or d < high)), default=None)
+    if high is None and low is None:
+        return min(most, max(least, FIRST))
+    if high is None:
+        assert low is not None
+        return None if low == most else min(most, low * STEP)
+    if low is None and high > least:
+        return max(least, high / STEP)
+    if low is not None and high / low > CLOSE:
+        return math.sqrt(high * low)
+    above = high * ABOVE
+    while above <= most and any(abs(math.log(above / density)) < math.log(ABOVE) / 2 for density in meets):
+        above *= ABOVE
+    return above if above <= most else None
 
 
 def _runs(study: str, stage: str) -> list[tracking.FoundRun]:

@@ -18,6 +18,8 @@ class Candidate:
     size_bytes: int
     accuracy: float
     """Validation after the trial's short finetuning, in [0, 1]."""
+    expected: float
+    """What it is expected to come to when it is finetuned longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +37,26 @@ def image_margin(floor: float, images: int) -> float:
     return floor - lower_bound([floor, floor], images).lower
 
 
+def aim(floor: float, images: int, gain: float) -> float:
+    """The accuracy that a trial should have for its confirmation to meet a floor; never below the floor.
+
+    Args:
+        floor: in [0, 1].
+        images: that accuracies are measured on.
+        gain: accuracy that the confirmation's longer finetuning is expected to bring.
+    """
+    return max(floor, floor + image_margin(floor, images) - gain)
+
+
 def next_candidate(
     candidates: Sequence[Candidate], measured: Mapping[int, Bound], floor: float, *, images: int, most: int
 ) -> int | None:
     """The number of the next candidate, or None when the search has its answer.
 
-    The smallest first, of those that may be expected to pass: a candidate's accuracy, plus what the longer finetuning
-    has given the others on average, less the bound's margin. To begin with the two are taken to be equal, so that the
-    smallest feasible trial is the first; if longer finetunings turn out to give more, smaller ones follow that were
-    below the floor in their trial, and if less, larger ones. Every feasible trial is tried before there is none.
+    The smallest first, of those that may be expected to pass: what a candidate is expected to come to, plus how far
+    the others were off on average, less the bound's margin. So smaller ones follow if longer finetunings give more
+    than was expected, and larger ones if less. Before there is none, feasible trials larger than all that failed have
+    their chance, the most accurate first.
 
     Args:
         candidates: trials that ran to their end.
@@ -54,18 +67,18 @@ def next_candidate(
     """
     margin = image_margin(floor, images)
     known = {candidate.number: candidate for candidate in candidates}
-    gains = [bound.mean - known[number].accuracy for number, bound in measured.items()]
-    gain = sum(gains) / len(gains) if gains else margin
+    off = [bound.mean - known[number].expected for number, bound in measured.items()]
+    surprise = sum(off) / len(off) if off else 0.0
     accepted = [bound.size_bytes for bound in measured.values() if bound.lower >= floor - ROUNDING]
     if accepted and len(measured) >= most:
         return None
-    left = [
-        c for c in candidates if c.number not in measured and c.size_bytes < min(accepted, default=c.size_bytes + 1)
-    ]
-    promising = [c for c in left if c.accuracy + gain - margin >= floor - ROUNDING]
+    smaller = [c for c in candidates if c.size_bytes < min(accepted, default=c.size_bytes + 1)]
+    left = [c for c in smaller if c.number not in measured]
+    promising = [c for c in left if c.expected + surprise - margin >= floor - ROUNDING]
     if promising:
         return min(promising, key=lambda c: (c.size_bytes, -c.accuracy)).number
-    feasible = [c for c in left if c.accuracy >= floor - ROUNDING]
-    if feasible and not accepted:
-        return max(feasible, key=lambda c: (c.accuracy, -c.size_bytes)).number
+    failed = max((bound.size_bytes for bound in measured.values()), default=0)
+    larger = [c for c in left if c.accuracy >= floor - ROUNDING and c.size_bytes > failed]
+    if larger and not accepted:
+        return max(larger, key=lambda c: (c.accuracy, c.size_bytes)).number
     return None

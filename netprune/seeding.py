@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from netprune.allocation import ALLOCATORS, Basis
 from netprune.errors import InputError
 from netprune.masks import Sparsity
+from netprune.recovery import NOISE, Recovery
 from netprune.search_space import Point, Space
 
 RULES = ("kept_norm", "lamp", "erk", "global_magnitude", "knapsack")
 """Those that were the best, or within a standard deviation of it, somewhere (README, Which layer, how much?)."""
 DENSITIES = tuple(float(d) for d in np.geomspace(0.004, 0.6, 9))
-FIRST, STEP, CLOSE = 0.1, 2.5, 1.3
-"""The first density that is tried, the factor to the next while only one side is known, and the factor between
-densities on the two sides of the floor at which they are close enough."""
+FIRST, STEP, CLOSE = 0.2, 2.5, 1.3
+"""The first density that is tried, the largest factor to the next, and the factor between
+densities on the two sides of an aim at which they are close enough."""
+ALIKE = 0.15
+"""How far apart the offsets of two points may be, at most, if they are to count as one allocation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Seen:
+    """What a trial on the path came to."""
+
+    density: float
+    accuracy: float
+    """In [0, 1]."""
+    epochs: float
+    """Finetune epochs that its network has had in all, above 0; any constant where nothing is finetuned."""
 
 
 def ranked(
@@ -59,64 +74,98 @@ def seed_path(basis: Basis, rule: str) -> tuple[tuple[float, Sparsity], ...]:
     return tuple(path)
 
 
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Where the path crosses an aim, as far as trials say."""
+
+    wanted: float | None
+    """The density to try next; None when there is no need."""
+    met: float | None
+    """The smallest density that comes to the aim; None while none does."""
+
+
+def boundary(seen: Sequence[Seen], aim: float, *, more: float, least: float, most: float) -> Boundary:
+    """The density at which the next network would just come to an accuracy.
+
+    Networks go on from each other, so that the boundary moves down from trial to trial: each accuracy is taken as it
+    would be had its network been trained as long as the next one will have been, and the density is the one at which a
+    plane fitted to them (`Recovery`) crosses the aim. What the plane says is held between the densities that are known
+    to lie on the two sides, or within a factor of the known one. One that is above the aim by no more than finetunings
+    differ by is the boundary. A density that falls short above one that does not is noise, and does not
+    count.
+
+    Args:
+        seen: trials on the path.
+        aim: accuracy, in [0, 1].
+        more: finetune epochs of a trial.
+        least: smallest density to propose.
+        most: largest.
+
+    >>> boundary([], 0.8, more=1, least=0.004, most=0.6).wanted
+    0.2
+    >>> one = Seen(density=0.2, accuracy=0.83, epochs=1)
+    >>> round(boundary([one], 0.8, more=1, least=0.004, most=0.6).wanted, 3)
+    0.08
+    """
+    if not seen:
+        return Boundary(min(most, max(least, FIRST)), None)
+    near = min(seen, key=lambda one: abs(one.accuracy - aim))
+    columns = [[getattr(one, name) for one in seen] for name in ("density", "epochs", "accuracy")]
+    plane, will = Recovery.fit(*columns, near=near.density), near.epochs + more
+    grown = {
+        one.density: one.accuracy + max(0.0, plane.more(one.epochs, will))
+        for one in sorted(seen, key=lambda one: one.epochs)  # of one density, what was trained longest counts
+    }
+    high = min((density for density, accuracy in grown.items() if accuracy >= aim), default=None)
+    low = max((d for d, a in grown.items() if a < aim and (high is None or d < high)), default=None)
+    if high is None:
+        assert low is not None
+        bounds = None if low >= most else (low * CLOSE, low * STEP)
+    elif high <= least or high <= (low or 0.0) * CLOSE or grown[high] - aim <= NOISE:
+        bounds = None
+    elif low is None:
+        bounds = (high / STEP, high / CLOSE)
+    else:
+        inner = (high / low) ** (1 / 3)
+        bounds = (low * inner, high / inner)
+    if bounds is None:
+        return Boundary(None, high)
+    wanted = min(bounds[1], max(bounds[0], plane.density_at(aim, will)))
+    return Boundary(min(most, max(least, wanted)), high)
+
+
 def propose(
-    tried: Sequence[tuple[Point, Sequence[bool]]], space: Space, others: Callable[[float], Sequence[Sparsity]]
+    where: Boundary,
+    space: Space,
+    running: Sequence[Point],
+    known: Collection[Point],
+    others: Callable[[float], Sequence[Sparsity]],
 ) -> Point | None:
     """The next point that a search should begin with, or None when it has begun.
 
-    First the path, at the densities that bring both sides of each floor together (`next_density`); then, at the
-    smallest density of the path that met a floor, other rules' allocations, which show the sampler how much the offsets
-    can give.
+    First the path, to the density that is wanted; then, at the smallest density that comes to the aim, other rules'
+    allocations, each once, which show the sampler how much the offsets can give.
 
     Args:
-        tried: where earlier trials were, and which floors each met.
+        where: see `boundary`.
         space: that is searched.
+        running: points that other workers are at: what they try is supposed to come to the aim, so that this one
+            looks further down.
+        known: points that were tried, or are running.
         others: density → allocations of other rules worth a trial.
     """
-    floors = len(tried[0][1]) if tried else 1
-    for i in range(floors):
-        on_path = {point.density: met[i] for point, met in tried if not any(point.offsets.values())}
-        density = next_density(on_path, space.least, space.most)
-        if density is not None:
+    if where.wanted is not None:
+        busy, density = [p.density for p in running if not any(p.offsets.values())], where.wanted
+        while any(abs(math.log(density / other)) < 0.99 * math.log(CLOSE) for other in busy):
+            density /= CLOSE
+        if density >= space.least:
             return Point(density=density, offsets=dict.fromkeys(space.sizes, 0.0))
-        met_at = min((d for d, met in on_path.items() if met), default=None)
-        for other in others(met_at) if met_at is not None else ():
-            where = space.locate(other)
-            if not any(_same(where, point) for point, _ in tried):
-                return where
+    for other in others(where.met) if where.met is not None else ():
+        point = space.locate(other)
+        if not any(_alike(point, one) for one in known):
+            return point
     return None
 
 
-def _same(one: Point, other: Point) -> bool:
-    near = math.isclose(one.density, other.density, rel_tol=1e-6)
-    return near and all(math.isclose(value, other.offsets[n], abs_tol=1e-6) for n, value in one.offsets.items())
-
-
-def next_density(meets: Mapping[float, bool], least: float, most: float, close: float = CLOSE) -> float | None:
-    """The next density to try on the way to the floor, or None when its two sides are close.
-
-    Steps of a factor until one density meets the floor and a smaller one does not, then geometric bisection. A density
-    that misses the floor above one that meets it is noise, and does not count.
-
-    Args:
-        meets: density → whether the network met the floor.
-        least: smallest density to propose.
-        most: largest.
-        close: factor between the two sides at which they are close enough.
-
-    >>> next_density({}, 0.004, 0.6), next_density({0.1: True}, 0.004, 0.6)
-    (0.1, 0.04)
-    >>> round(next_density({0.1: True, 0.04: False}, 0.004, 0.6), 4)
-    0.0632
-    >>> next_density({0.1: True, 0.08: False}, 0.004, 0.6) is None
-    True
-    """
-    high = min((density for density, met in meets.items() if met), default=None)
-    low = max((d for d, met in meets.items() if not met and (high is None or d < high)), default=None)
-    if high is None and low is None:
-        return min(most, max(least, FIRST))
-    if high is None or low is None:
-        edge, proposed = (most, (low or 0.0) * STEP) if high is None else (least, high / STEP)
-        known = low if high is None else high
-        return None if known == edge else min(most, max(least, proposed))
-    return None if high / low <= close else math.sqrt(high * low)
+def _alike(one: Point, other: Point) -> bool:
+    return all(abs(value - other.offsets[name]) <= ALIKE for name, value in one.offsets.items())

@@ -8,9 +8,7 @@ arXiv:1506.02626; Renda et al. 2020, arXiv:2003.02389). In a study each trial is
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Mapping
 
 from netprune.masks import Sparsity
 
@@ -47,36 +45,3 @@ def nearest(
         if back <= BACK:
             found[number] = math.log1p(away) + back
     return sorted(found, key=lambda number: (found[number], -number))[:most]
-
-
-GAIN, GAIN_SPREAD = 0.01, 0.01
-SLOPE, SLOPE_SPREAD = 0.03, 0.03
-NOISE = 0.005
-"""What is supposed before anything is measured: the accuracy that each e-fold of finetune epochs and of density brings,
-with the spread of the supposition, and the noise of a finetuning."""
-
-
-def gain_of_training(densities: Sequence[float], epochs: Sequence[float], accuracies: Sequence[float]) -> float:
-    """How much accuracy an e-fold of finetune epochs brings, at an equal density; never less than 0.
-
-    In a study whose trials go on from each other, later trials are better for having been trained longer. To judge an
-    earlier allocation beside a later one, that has to be taken out. Least squares on accuracy = a + b ln density +
-    c ln epochs, with suppositions about b and c that a few trials outweigh; the c.
-
-    Args:
-        densities: of trials, in (0, 1].
-        epochs: that their networks have had in all, above 0.
-        accuracies: in [0, 1].
-
-    >>> round(gain_of_training([0.1], [1.0], [0.8]), 3)
-    0.01
-    >>> round(gain_of_training([0.1] * 8, [1, 2, 4, 8] * 2, [0.80, 0.82, 0.84, 0.86] * 2), 3)
-    0.028
-    """
-    x = np.stack([np.log(densities), np.log(epochs)], axis=1)
-    y = np.asarray(accuracies)
-    x, y = x - x.mean(axis=0), y - y.mean()
-    prior, spread = np.array([SLOPE, GAIN]), np.array([SLOPE_SPREAD, GAIN_SPREAD])
-    weights = np.diag(1 / spread**2)
-    found = np.linalg.solve(x.T @ x / NOISE**2 + weights, x.T @ y / NOISE**2 + weights @ prior)
-    return max(0.0, float(found[1]))

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from netprune.errors import DivergedError, InputError
 from netprune.masks import Sparsity
 from netprune.search_space import Point, Space
-from sweeps.proposing import FLOOR, SAMPLERS, ask, parameters, point_of, whole
+from sweeps.proposing import FLOOR, parameters, point_of, whole
 from sweeps.scores import ROUNDING, Score, Tried
 from sweeps.sessions import GRACE_SECONDS, Crew
 from sweeps.storage import JOURNAL, open_storage
@@ -37,13 +37,23 @@ class Limits:
     """Finetune epochs of the whole study's trials; no trial starts that could pass it."""
     epochs_a_trial: float = 0.0
 
+    def spent(self, trials: int, seconds: float, epochs: float) -> float:
+        """The share of the tightest limit that is gone, at most 1."""
+        shares = [trials / self.trials]
+        if self.timeout is not None:
+            shares.append(seconds / self.timeout if self.timeout else 1.0)
+        if self.epochs is not None:
+            shares.append(epochs / self.epochs)
+        return min(1.0, max(shares))
+
 
 Record = Callable[[Score], None]
 """Puts a trial's score down in the study; called before the trial's run in MLflow closes."""
 Evaluate = Callable[[int, Sparsity, Record], Score]
 """Trial number, sparsity and `Record` → score; raises DivergedError for a trial that has none."""
-Propose = Callable[[Sequence[Tried], Sequence[Point]], Point | None]
-"""What has been tried and what is running → a point to try before the sampler is asked, or None: the sampler's turn."""
+Propose = Callable[[Sequence[Tried], Sequence[Point], int, float], Point]
+"""What has been tried, what is running, the number of trials so far (failed ones too), and the share of the budget that
+is gone → the point to try next."""
 Settle = Callable[[int], bool]
 """Closes what a dead worker's trial left open in MLflow, and says whether its run had finished."""
 
@@ -56,8 +66,7 @@ class SparsityStudy:
     """Minimise bytes subject to accuracy floors, over a `Space`.
 
     The study lives in a storage that any number of workers share (`storage.open_storage`); opening it again continues
-    it. Several floors share the trials: the sampler looks for each of them in turn, told of all trials as that floor
-    sees them.
+    it. Several floors share the trials.
 
     A trial's score is put down in the study before its run in MLflow closes, and the trial is told to be complete after
     that. So a worker that dies leaves a trial that is running for the study, and either a run that had finished, whose
@@ -71,8 +80,6 @@ class SparsityStudy:
         floors: Sequence[float],
         *,
         limits: Mapping[str, float] | None = None,
-        sampler: str = "gp",
-        seed: int = 0,
         storage: str = "",
         constants: Mapping[str, Any],
     ) -> None:
@@ -83,8 +90,6 @@ class SparsityStudy:
             layers: weight name → number of weights, of the layers that may be pruned.
             floors: least validation accuracies, each in [0, 1].
             limits: weight name → largest sparsity, of layers that have one.
-            sampler: a name in `SAMPLERS`.
-            seed: of the sampler.
             storage: see `storage.open_storage`.
             constants: what must be equal whenever the study is continued, as JSON types.
 
@@ -93,7 +98,6 @@ class SparsityStudy:
         """
         self.name, self.layers, self.floors = name, dict(layers), tuple(sorted(floors, reverse=True))
         self.limits = dict(limits or {})
-        self._sampler, self._seed = SAMPLERS[sampler], seed
         try:
             self._study = optuna.create_study(study_name=name, storage=open_storage(storage), load_if_exists=True)
             self.crew = Crew(lambda: self._study.user_attrs, self._study.set_user_attr)
@@ -186,7 +190,7 @@ class SparsityStudy:
         on_trial: Callable[[int, Score], None],
         settle: Settle = lambda _: False,
     ) -> None:
-        """Try what `propose` and then the sampler proposes, within limits, which are the study's and not the worker's.
+        """Try what `propose` says, within limits, which are the study's and not the worker's.
 
         One that diverges is tried and has no result.
 
@@ -201,7 +205,8 @@ class SparsityStudy:
         self.recover(settle)
         while failures < FAILURES and self._may_start(limits, time.monotonic() - start):
             if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                self._study.enqueue_trial(parameters(self._next(propose)))
+                seconds = time.monotonic() - start
+                self._study.enqueue_trial(parameters(self._next(propose, limits, seconds)))
             trial = self._study.ask()
             try:
                 trial.set_user_attr("session", self.crew.key)
@@ -275,19 +280,16 @@ class SparsityStudy:
         earlier = [t for t in self._running() if t.number < number and t.number not in abandoned]
         return self.done + len(earlier) >= limits.trials
 
-    def _next(self, propose: Propose) -> Point:
+    def _next(self, propose: Propose, limits: Limits, seconds: float) -> Point:
         trials, wanted = self._study.get_trials(deepcopy=False), whole(self.space).keys()
         running = [
             point_of(trial.params)
             for trial in trials
             if trial.state == TrialState.RUNNING and trial.params.keys() == wanted
         ]
-        tried, number = self.tried, len(trials)
-        proposed = propose(tried, running)
-        if proposed is not None:
-            return proposed
-        floor = self.floors[number % len(self.floors)]
-        return ask(self._sampler(self._seed + number), self.space, floor, tried, running)
+        tried = self.tried
+        spent = limits.spent(len(tried), seconds, sum(one.score.epochs for one in tried))
+        return propose(tried, running, len(trials), spent)
 
 
 def _json(score: Score) -> dict[str, Any]:

@@ -2,16 +2,23 @@
 
 import pytest
 
-from netprune.confirmation import Bound, Candidate, image_margin, next_candidate
+from netprune.confirmation import Bound, Candidate, aim, image_margin, next_candidate
 
 IMAGES, FLOOR = 5000, 0.80
 MARGIN = image_margin(FLOOR, IMAGES)
+
+
+def candidate(number, size, accuracy):
+    """One that is expected to gain what its bound lacks."""
+    return Candidate(number, size, accuracy, accuracy + MARGIN)
+
+
 CANDIDATES = [
-    Candidate(0, 900, 0.86),
-    Candidate(1, 500, 0.82),
-    Candidate(2, 400, 0.801),
-    Candidate(3, 300, 0.795),
-    Candidate(4, 200, 0.70),
+    candidate(0, 900, 0.86),
+    candidate(1, 500, 0.82),
+    candidate(2, 400, 0.801),
+    candidate(3, 300, 0.795),
+    candidate(4, 200, 0.70),
 ]
 
 
@@ -38,7 +45,7 @@ def test_next_candidate_after_a_larger_gain_goes_on_to_smaller_ones_below_the_fl
 
 
 def test_next_candidate_after_a_smaller_gain_passes_over_those_that_would_fail_too():
-    crowd = [Candidate(10 + i, 401 + i, 0.8015 + 0.0001 * i) for i in range(20)]
+    crowd = [candidate(10 + i, 401 + i, 0.8015 + 0.0001 * i) for i in range(20)]
     order, accepted = walk(MARGIN - 0.005, candidates=[*CANDIDATES, *crowd])
     assert accepted == 1
     assert order == [2, 1]
@@ -48,13 +55,23 @@ def test_next_candidate_stops_going_down_after_the_most_allowed():
     assert walk(MARGIN + 0.01, most=1) == ([2], 2)
 
 
-def test_next_candidate_tries_every_feasible_one_before_there_is_none():
-    order, accepted = walk(-0.2)
-    assert accepted is None
-    assert sorted(order) == [0, 1, 2]
+def test_next_candidate_gives_the_most_accurate_its_chance_before_there_is_none():
+    assert walk(-0.2) == ([2, 0], None)
+    equals = [candidate(0, 900, 0.82), candidate(1, 700, 0.82), candidate(2, 400, 0.82)]
+    measured = {2: Bound(400, 0.5, 0.49)}
+    assert next_candidate(equals, measured, FLOOR, images=IMAGES, most=4) == 0
 
 
-@pytest.mark.parametrize("candidates", [[], [Candidate(0, 100, 0.7)]], ids=["nobody", "nobody feasible"])
+def test_next_candidate_goes_by_what_each_is_expected_to_come_to():
+    late, early = Candidate(0, 300, 0.803, 0.805), Candidate(1, 400, 0.801, 0.815)
+    assert next_candidate([late, early], {}, FLOOR, images=IMAGES, most=4) == 1
+
+
+def test_next_candidate_below_the_floor_that_is_expected_to_rise_is_taken():
+    assert next_candidate([Candidate(0, 300, 0.79, 0.83)], {}, FLOOR, images=IMAGES, most=4) == 0
+
+
+@pytest.mark.parametrize("candidates", [[], [candidate(0, 100, 0.7)]], ids=["nobody", "nobody feasible"])
 def test_next_candidate_without_a_feasible_trial_is_none(candidates):
     assert next_candidate(candidates, {}, FLOOR, images=IMAGES, most=4) is None
 
@@ -62,3 +79,9 @@ def test_next_candidate_without_a_feasible_trial_is_none(candidates):
 def test_image_margin_is_what_a_bound_at_the_floor_lacks():
     assert 0.008 < MARGIN < 0.01
     assert image_margin(FLOOR, 100) > 5 * MARGIN
+
+
+def test_aim_is_above_the_floor_by_what_the_confirmation_will_not_bring_itself():
+    assert aim(FLOOR, IMAGES, 0.0) == FLOOR + MARGIN
+    assert aim(FLOOR, IMAGES, 0.003) == pytest.approx(FLOOR + MARGIN - 0.003)
+    assert aim(FLOOR, IMAGES, 0.05) == FLOOR

@@ -1,40 +1,84 @@
 """Where a search begins: the better rules, at densities that close in on the floor."""
 
+import itertools
 import math
 
 import pytest
 
 from netprune.allocation import ALLOCATORS, Basis, shapes_of
+from netprune.recovery import NOISE
 from netprune.search_space import Point, Space
-from netprune.seeding import CLOSE, DENSITIES, best_rule, next_density, propose, ranked, seed_path
+from netprune.seeding import CLOSE, DENSITIES, Boundary, Seen, best_rule, boundary, propose, ranked, seed_path
 
 RULES = ("uniform", "erk", "kept_norm")
 
 
-def closed_in(truth, least=0.004, most=0.6):
-    """The densities tried until there is nothing more to try, with a floor that `truth` and above meets."""
-    meets = {}
-    while (density := next_density(meets, least, most)) is not None:
-        assert density not in meets
-        meets[density] = density >= truth
-    return meets
+LIMITS = {"least": 0.004, "most": 0.6}
+
+
+def closed_in(accuracy, aim=0.8, more=1.0):
+    """The trials made until there is nothing more to try, of networks that come to `accuracy(density)`."""
+    seen = []
+    while (wanted := boundary(seen, aim, more=more, **LIMITS).wanted) is not None:
+        seen.append(Seen(density=wanted, accuracy=accuracy(wanted), epochs=1.0))
+        assert len(seen) < 12
+    return seen
+
+
+def line(truth, slope=0.03):
+    """Comes to 80 % at a density."""
+    return lambda density: 0.8 + 1e-15 + slope * math.log(density / truth)
+
+
+def step(truth):
+    """Guesses below a density."""
+    return lambda density: 0.9 if density >= truth else 0.1
 
 
 @pytest.mark.parametrize("truth", [0.005, 0.02, 0.0999, 0.1, 0.13, 0.5])
-def test_next_density_closes_in_on_the_floor_from_both_sides(truth):
-    meets = closed_in(truth)
-    high, low = min(d for d, met in meets.items() if met), max(d for d, met in meets.items() if not met)
-    assert low < truth <= high <= low * CLOSE
-    assert len(meets) <= 8
+@pytest.mark.parametrize("shape", [line, step, lambda truth: line(truth, 0.2)], ids=["line", "step", "steep"])
+def test_boundary_closes_in_on_the_aim_from_above(shape, truth):
+    seen = closed_in(shape(truth), more=0.0)
+    high = min(one.density for one in seen if one.accuracy >= 0.8 - 1e-12)
+    assert truth <= high * (1 + 1e-9)
+    assert high <= truth * CLOSE or shape(truth)(high) <= 0.8 + NOISE
+    assert len(seen) <= 9
+    assert boundary(seen, 0.8, more=0.0, **LIMITS) == Boundary(None, high)
 
 
-def test_next_density_of_a_floor_that_all_or_none_meets_ends_at_the_edge():
-    assert min(closed_in(0.0)) == 0.004
-    assert max(closed_in(1.0)) == 0.6
+def test_boundary_on_a_line_needs_few_trials():
+    assert len(closed_in(line(0.1), more=0.0)) <= 3
+    assert len(closed_in(line(0.3), more=0.0)) <= 3
 
 
-def test_next_density_does_not_heed_a_failure_above_a_success():
-    assert next_density({0.2: False, 0.1: True}, 0.004, 0.6) == next_density({0.1: True}, 0.004, 0.6)
+def test_boundary_of_an_aim_that_all_or_none_meets_ends_at_the_edge():
+    assert min(one.density for one in closed_in(lambda _: 0.9)) == 0.004
+    assert max(one.density for one in closed_in(lambda _: 0.1)) == 0.6
+    assert boundary(closed_in(lambda _: 0.1), 0.8, more=1.0, **LIMITS).met is None
+
+
+def seen(*trials):
+    return [Seen(density=density, accuracy=accuracy, epochs=epochs) for density, accuracy, epochs in trials]
+
+
+def test_boundary_does_not_heed_a_failure_above_a_success():
+    found = boundary(seen((0.2, 0.79, 1), (0.1, 0.82, 1)), 0.8, more=0.0, **LIMITS)
+    assert found.met == 0.1
+    assert found.wanted <= 0.1 / CLOSE
+
+
+def test_boundary_moves_down_with_the_training_that_networks_have_had():
+    """One that fell short by little would not, were it trained on: the next is looked for below it."""
+    short = seen((0.3, 0.82, 1), (0.2, 0.799, 1))
+    assert boundary(short, 0.8, more=0.0, **LIMITS).wanted > 0.2
+    grown = boundary(short, 0.8, more=2.0, **LIMITS)
+    assert grown.met == 0.2
+    assert grown.wanted < 0.2
+
+
+def test_boundary_of_one_density_takes_what_was_trained_longest():
+    twice = [*seen((0.2, 0.79, 1), (0.2, 0.81, 3)), *seen((0.1, 0.7, 3))]
+    assert boundary(twice, 0.8, more=0.0, **LIMITS).met == 0.2
 
 
 def test_ranked_puts_the_best_screened_first_and_leaves_out_what_needs_a_scan(tiny_net):
@@ -58,44 +102,44 @@ def test_seed_path_has_rising_densities_of_one_rule(tiny_net):
     assert path[3][1] == ALLOCATORS["erk"](Basis(model=tiny_net), DENSITIES[3])
 
 
-def begun(truths, others, net):
-    """What a search begins with, when each floor is met from a density of its own on, by the path alone."""
+def space_of(net):
     sizes = {name: shape.numel() for name, shape in shapes_of(net).items()}
-    space = Space(sizes=sizes, path=seed_path(Basis(model=net), "erk"))
-    tried = []
-    while (point := propose(tried, space, others)) is not None:
-        on_path = not any(point.offsets.values())
-        tried.append((point, [on_path and point.density >= truth for truth in truths]))
-        assert len(tried) < 40
-    return tried
+    return Space(sizes=sizes, path=seed_path(Basis(model=net), "erk"))
 
 
-def test_propose_closes_in_on_each_floor_and_then_tries_other_rules_there(tiny_net):
-    basis, asked = Basis(model=tiny_net), []
+def on_path(space, density):
+    return Point(density=density, offsets=dict.fromkeys(space.sizes, 0.0))
+
+
+def test_propose_takes_the_path_to_the_density_that_is_wanted(tiny_net):
+    space = space_of(tiny_net)
+    found = propose(Boundary(0.15, 0.3), space, [], [], lambda _: pytest.fail("it is not their turn"))
+    assert found == on_path(space, 0.15)
+
+
+def test_propose_looks_further_down_than_those_that_run_already(tiny_net):
+    space, running = space_of(tiny_net), []
+    while (point := propose(Boundary(0.2, None), space, running, running, lambda _: [])) is not None:
+        running.append(point)
+    densities = [point.density for point in running]
+    assert len(densities) > 12
+    assert all(a / b == pytest.approx(CLOSE) for a, b in itertools.pairwise(densities))
+    assert densities[0] == 0.2
+    assert densities[-1] >= space.least
+
+
+def test_propose_then_tries_each_other_rule_once(tiny_net):
+    space, basis, asked = space_of(tiny_net), Basis(model=tiny_net), []
 
     def others(density):
         asked.append(density)
         return [ALLOCATORS[rule](basis, density) for rule in ("erk", "uniform", "kept_norm")]
 
-    tried = begun((0.2, 0.05), others, tiny_net)
-    path = [point for point, _ in tried if not any(point.offsets.values())]
-    for truth in (0.2, 0.05):
-        high = min(p.density for p in path if p.density >= truth)
-        low = max(p.density for p in path if p.density < truth)
-        assert high <= low * CLOSE
-        assert high in asked
-        there = [point for point, _ in tried if any(point.offsets.values()) and math.isclose(point.density, high)]
-        assert len(there) == 2  # the path's own rule is not tried again
-
-
-def test_propose_with_no_feasible_density_asks_nobody_else(tiny_net):
-    tried = begun((2.0,), lambda _: pytest.fail("there is no density to ask at"), tiny_net)
-    assert max(point.density for point, _ in tried) == pytest.approx(DENSITIES[-1])
-
-
-def test_propose_goes_on_from_what_was_tried(tiny_net):
-    tried = begun((0.2,), lambda _: [], tiny_net)
-    sizes = {name: shape.numel() for name, shape in shapes_of(tiny_net).items()}
-    space = Space(sizes=sizes, path=seed_path(Basis(model=tiny_net), "erk"))
-    assert propose(tried[:2], space, lambda _: []) == tried[2][0]
-    assert propose([], space, lambda _: []) == Point(density=0.1, offsets=dict.fromkeys(sizes, 0.0))
+    known = [on_path(space, 0.2)]
+    while (point := propose(Boundary(None, 0.2), space, [], known, others)) is not None:
+        known.append(point)
+    assert len(known) == 3  # the path's own rule is not tried again
+    assert all(math.isclose(point.density, 0.2, rel_tol=1e-3) for point in known)
+    assert set(asked) == {0.2}
+    assert propose(Boundary(None, 0.19), space, [], known, others) is None  # nor elsewhere
+    assert propose(Boundary(None, None), space, [], known, lambda _: pytest.fail("there is no density")) is None

@@ -7,9 +7,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
-from sweeps.proposing import DENSITY, FLOOR, OFFSET, SAMPLERS, ask, parameters, whole
+from sweeps.proposing import DENSITY, FLOOR, OFFSET, SAMPLERS, Aims, Proposer, ask, expected, parameters, whole
 from sweeps.scores import Score, Tried, lineage
 from sweeps.storage import JOURNAL
 from sweeps.study import FAILURES, Limits, SparsityStudy
@@ -25,10 +26,8 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def make_study(*floors, name="study", seed=0, sampler="tpe", storage="", constants=CONSTANTS):
-    study = SparsityStudy(
-        name, LAYERS, floors or (0.8,), sampler=sampler, seed=seed, storage=storage, constants=constants
-    )
+def make_study(*floors, name="study", storage="", constants=CONSTANTS):
+    study = SparsityStudy(name, LAYERS, floors or (0.8,), storage=storage, constants=constants)
     if not study.path:
         study.path = PATH
     return study
@@ -38,8 +37,27 @@ def ignore(*_):
     pass
 
 
-def nothing(_tried, _running):
-    """Nothing to begin with: every trial is the sampler's."""
+def another(_tried, _running, number, _spent):
+    """Some point, never the same twice."""
+    return Point(density=0.5 * 0.97**number, offsets=ZERO)
+
+
+def sampled(study, sampler="tpe", seed=0, begin=()):
+    """Some points to begin with, and then the sampler, which looks for the study's floors in turn."""
+
+    def propose(tried, running, number, _spent):
+        if number < len(begin):
+            return begin[number]
+        floor = study.floors[number % len(study.floors)]
+        return ask(SAMPLERS[sampler](seed + number), study.space, floor, tried, running)
+
+    return propose
+
+
+def proposer(study, *, confirm_epochs=None, others=lambda _: [], epochs=1.0):
+    """What a search proposes."""
+    aims = Aims(images=5000, epochs=epochs, confirm_epochs=confirm_epochs)
+    return Proposer(study.space, study.floors, aims, others, sampler="tpe", seed=0)
 
 
 def score(size, accuracy, number=0, **more):
@@ -71,7 +89,7 @@ class Listed:
         return found
 
 
-def run(study, evaluate, trials, propose=nothing, on_trial=ignore, **limits):
+def run(study, evaluate, trials, propose=another, on_trial=ignore, **limits):
     study.run(evaluate, Limits(trials=trials, **limits), propose, on_trial)
 
 
@@ -135,14 +153,10 @@ def test_study_trial_that_stopped_early_is_never_feasible():
 STARTS = [Point(density=d, offsets=ZERO) for d in (0.4, 0.3, 0.2, 0.15, 0.12, 0.1)]
 
 
-def begin(tried, _running):
-    return STARTS[len(tried)] if len(tried) < len(STARTS) else None
-
-
 @pytest.mark.parametrize(("sampler", "count"), [("gp", 18), ("tpe", 40)])
 def test_study_sampler_finds_smaller_networks_than_the_path_and_heeds_the_floor(sampler, count):
-    study = make_study(sampler=sampler)
-    run(study, cheap, count, begin)
+    study = make_study()
+    run(study, cheap, count, sampled(study, sampler, begin=STARTS))
     on_path = [one.score for one in study.tried if not any(one.point.offsets.values())]
     assert len(on_path) == len(STARTS)
     least = min(found.size_bytes for found in on_path if found.meets(0.8))
@@ -153,8 +167,8 @@ def test_study_sampler_finds_smaller_networks_than_the_path_and_heeds_the_floor(
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_study_points_lie_within_the_space_and_differ(sampler):
-    study, calls = make_study(sampler=sampler), Listed(*[(100, 0.9)] * 8)
-    run(study, calls, 8)
+    study, calls = make_study(), Listed(*[(100, 0.9)] * 8)
+    run(study, calls, 8, sampled(study, sampler))
     for one, sparsity in zip(study.tried, calls.asked, strict=True):
         assert 0.01 <= one.point.density <= 0.6
         assert all(abs(value) <= REACH for value in one.point.offsets.values())
@@ -162,24 +176,24 @@ def test_study_points_lie_within_the_space_and_differ(sampler):
     assert len(points(study)) == 8
 
 
-def test_study_proposals_come_first_and_are_told_what_was_tried():
+def test_study_proposals_are_told_what_was_tried_and_what_is_spent():
     wanted = [Point(density=0.1, offsets=ZERO), Point(density=0.05, offsets={"a": 0.5, "b": -0.1})]
     told = []
 
-    def propose(tried, _running):
-        told.append([one.score.size_bytes for one in tried])
-        return wanted[len(tried)] if len(tried) < 2 else None
+    def propose(tried, _running, number, spent):
+        told.append(([one.score.size_bytes for one in tried], number, spent))
+        return wanted[len(tried)]
 
     study = make_study()
-    run(study, Listed((500, 0.9), (400, 0.9), (300, 0.9)), 3, propose)
-    assert [one.point for one in study.tried][:2] == wanted
-    assert told == [[], [500], [500, 400]]
+    run(study, Listed((500, 0.9), (400, 0.9)), 2, propose)
+    assert [one.point for one in study.tried] == wanted
+    assert told == [([], 0, 0.0), ([500], 1, 0.5)]
 
 
 def test_study_several_floors_share_trials_and_are_looked_for_in_turn():
-    study = make_study(0.7, 0.86, 0.8, sampler="gp")
+    study = make_study(0.7, 0.86, 0.8)
     assert study.floors == (0.86, 0.8, 0.7)
-    run(study, cheap, 21, begin)
+    run(study, cheap, 21, sampled(study, "gp", begin=STARTS))
     sizes = [study.best(floor).score.size_bytes for floor in study.floors]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
@@ -204,7 +218,7 @@ def test_ask_knows_of_trials_that_run_elsewhere(sampler):
     assert len({tuple(parameters(point).values()) for point in running}) == 16
 
 
-def test_study_run_tells_the_sampler_of_trials_that_run_elsewhere(monkeypatch):
+def test_study_run_tells_of_trials_that_run_elsewhere():
     study, told = make_study(), []
     run(study, Listed((500, 0.9)), 1)
     study._study.enqueue_trial(parameters(Point(density=0.2, offsets=ZERO)))
@@ -212,12 +226,11 @@ def test_study_run_tells_the_sampler_of_trials_that_run_elsewhere(monkeypatch):
     for name, d in whole(study.space).items():
         other.suggest_float(name, d.low, d.high, log=d.log)
 
-    def spy(_sampler, _space, _floor, _tried, running):
+    def spy(_tried, running, *_):
         told.append(list(running))
         return Point(density=0.1, offsets=ZERO)
 
-    monkeypatch.setattr("sweeps.study.ask", spy)
-    run(study, Listed((400, 0.9)), 3)
+    run(study, Listed((400, 0.9)), 3, spy)
     assert told == [[Point(density=0.2, offsets=ZERO)]]
 
 
@@ -261,8 +274,8 @@ def test_study_whose_trials_all_fail_stops_after_some_and_does_not_propose_the_s
 def test_study_same_seed_proposes_the_same_and_other_seed_another():
     asked = {}
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
-        calls = Listed(*[(500, 0.9)] * 4)
-        run(make_study(name=name, seed=seed), calls, 4)
+        study, calls = make_study(name=name), Listed(*[(500, 0.9)] * 4)
+        run(study, calls, 4, sampled(study, seed=seed))
         asked[name] = calls.asked
     assert asked["one"] == asked["two"] != asked["three"]
 
@@ -403,3 +416,53 @@ def test_ask_judges_an_early_trial_as_if_it_had_been_trained_as_long_as_the_next
     told.clear()
     ask(SAMPLERS["gp"](0), study.space, 0.8, [tried(0, 0.30, 0.81), tried(1, 0.31, 0.795)], [])
     assert told[0.31][FLOOR] > -0.005
+
+
+def test_limits_spent_is_of_the_tightest():
+    assert Limits(trials=10).spent(4, 1e9, 1e9) == 0.4
+    assert Limits(trials=10, timeout=100).spent(4, 70, 0) == 0.7
+    assert Limits(trials=10, epochs=5).spent(4, 0, 4.5) == 0.9
+    assert Limits(trials=10, timeout=0.0).spent(4, 0, 0) == 1.0
+
+
+def test_proposer_takes_the_floors_one_after_the_other_the_strictest_first():
+    study = make_study(0.86, 0.7)
+    run(study, cheap, 16, proposer(study))
+    first, second = study.tried[:8], study.tried[8:]
+    assert min(abs(one.score.accuracy - 0.86) for one in first) < 0.01
+    assert all(one.score.accuracy > 0.75 for one in first[2:])
+    assert min(abs(one.score.accuracy - 0.7) for one in second) < 0.02
+    assert study.best(0.7).score.size_bytes < study.best(0.86).score.size_bytes
+
+
+def test_proposer_finds_the_floor_on_the_path_and_leaves_it_then_to_the_sampler():
+    study = make_study()
+    run(study, cheap, 12, proposer(study))
+    on_path = [not any(one.point.offsets.values()) for one in study.tried]
+    assert on_path[0]
+    assert 2 <= sum(on_path) <= 6
+    assert min(one.score.accuracy for one in study.tried) > 0.6
+
+
+def test_aims_are_above_the_floor_by_what_confirmations_do_not_bring():
+    chain = [tried(0, 0.3, 0.80)] + [tried(i, 0.3, 0.80 + 0.01 * math.log(i + 1), start=i - 1) for i in range(1, 8)]
+    sure = Aims(images=5000, epochs=1.0, confirm_epochs=None)
+    assert sure.of(0.8, chain) == 0.8
+    at_first, late = (Aims(images=5000, epochs=1.0, confirm_epochs=3.0).of(0.8, one) for one in ([], chain))
+    assert at_first == pytest.approx(0.8 + image_margin(0.8, 5000))
+    # a point an e-fold, from nine epochs to twelve
+    assert late == pytest.approx(at_first - 0.01 * math.log(12 / 9), abs=0.001)
+    assert Aims(images=5000, epochs=1.0, confirm_epochs=100.0).of(0.8, chain) == 0.8
+
+
+def test_expected_adds_what_longer_training_brings_and_less_to_what_was_trained_long():
+    chain = [tried(0, 0.3, 0.80)] + [tried(i, 0.3, 0.80 + 0.01 * math.log(i + 1), start=i - 1) for i in range(1, 8)]
+    found = expected([*chain, tried(9, 0.3, 0.5, stopped="x")], 3.0)
+    assert found.keys() == set(range(8))
+    assert found[0] == pytest.approx(0.80 + 0.01 * math.log(4), abs=0.002)
+    assert found[7] == pytest.approx(chain[7].score.accuracy + 0.01 * math.log(11 / 8), abs=0.002)
+
+
+def test_expected_of_networks_that_were_not_finetuned_is_finite():
+    found = expected([tried(0, 0.3, 0.5, epochs=0.0), tried(1, 0.2, 0.4, epochs=0.0)], 0.0)
+    assert found == {0: 0.5, 1: 0.4}

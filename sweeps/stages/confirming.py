@@ -15,6 +15,7 @@ from netprune.stopping import SHORT
 from netprune.training import Callbacks
 from sweeps import tracking
 from sweeps.progress import Progress, report
+from sweeps.proposing import expected
 from sweeps.stages.source import Source
 from sweeps.stages.starting import fetch_network
 from sweeps.stages.trials import log_result, log_seconds
@@ -71,7 +72,7 @@ class Confirmation:
     seeds: tuple[int, ...]
     """At least 2."""
     most: int
-    """Candidates after which no still smaller one is looked for, once one has been accepted."""
+    """Candidates of each floor after which no still smaller one is looked for, once one has been accepted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +97,16 @@ class Contest:
     def of(cls, study: SparsityStudy, objective: str, source: Source, config: PruneConfig) -> Contest:
         """A study's trials that ran to their end."""
         tried = [one for one in study.tried if not one.score.stopped]
+        epochs = config.finetune.epochs * config.share if config.finetune else 0.0
+        comes_to = expected(study.tried, epochs)
         run_ids = {one.number: one.score.run_id for one in tried}
         return cls(
             name=study.name,
             floors=study.floors,
             objective=objective,
-            candidates=tuple(Candidate(one.number, one.score.size_bytes, one.score.accuracy) for one in tried),
+            candidates=tuple(
+                Candidate(one.number, one.score.size_bytes, one.score.accuracy, comes_to[one.number]) for one in tried
+            ),
             sparsities={one.number: study.space.at(one.point) for one in tried},
             network=lambda number: fetch_network(run_ids[number], source, config),
             session=study.crew.key,
@@ -118,9 +123,10 @@ def confirm(source: Source, contest: Contest, how: Confirmation) -> dict[float, 
     for floor in contest.floors:
         # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
         measured = {n: one for n, one in measured.items() if len(one.accuracies) > 1 or _hopeless(one, floor)}
+        most = len(measured) + how.most
         while True:
             bounds = {number: one.bound for number, one in measured.items()}
-            number = next_candidate(contest.candidates, bounds, floor, images=images, most=how.most)
+            number = next_candidate(contest.candidates, bounds, floor, images=images, most=most)
             if number is None:
                 break
             measured[number] = _measure(source, contest, number, how, floor)

@@ -16,11 +16,11 @@ from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
 from netprune.screening import Screen
-from netprune.search_space import Point
-from netprune.seeding import best_rule, propose, ranked, seed_path
+from netprune.seeding import best_rule, ranked, seed_path
 from sweeps import artifacts, interrupts, tracking
 from sweeps.inputs import log_data
 from sweeps.progress import report
+from sweeps.proposing import Aims, Proposer
 from sweeps.scores import Tried
 from sweeps.secrets import masked
 from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, Contest, confirm, record
@@ -31,11 +31,11 @@ from sweeps.stages.source import Source
 from sweeps.stages.starting import Starts
 from sweeps.stages.studies import study_of
 from sweeps.stages.trials import DENSE_FILE, Trials
-from sweeps.study import Limits, Propose, SparsityStudy
+from sweeps.study import Limits, SparsityStudy
 from sweeps.workers import run_workers
 
-OTHERS = 2
-"""Rules besides the path's that get a trial at the floor."""
+OTHERS = 1
+"""Rules besides the path's that get a trial where a floor lies."""
 WAIT_SECONDS = 0.5
 LONGER = 3
 """How many times a trial's epochs a confirmation takes, unless it is told."""
@@ -95,8 +95,6 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         bounds.sizes,
         floors,
         limits=bounds.limits,
-        sampler=request.sampler,
-        seed=request.seed,
         storage=request.storage,
         constants=constants,
     )
@@ -167,6 +165,7 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest) -> None:
     finetune = _finetuning(source, request, request.finetune_epochs)
     starts = Starts(source, study, finetune, screen)
     trials, start = Trials(starts, request.objective, request.seed), time.monotonic()
+    proposer = _proposer(study, request, basis, screen, trials)
     if request.workers > 1:
         run_workers(request.workers, study.name)
     while True:
@@ -176,30 +175,32 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest) -> None:
             epochs=request.epochs,
             epochs_a_trial=trials.epochs_a_trial,
         )
-        study.run(trials.evaluate, limits, _proposer(study, basis, screen), trials.reporter(limits), trials.settle)
+        study.run(trials.evaluate, limits, proposer, trials.reporter(limits), trials.settle)
         if not (study.crew.leads and study.running):
             return
         _wait(lambda: not study.running)  # and then do what a worker may have left by dying
 
 
-def _proposer(study: SparsityStudy, basis: Basis, screen: Callable[[Sparsity], float]) -> Propose:
+def _proposer(study: SparsityStudy, request: SearchRequest, basis: Basis, screen: Screen, trials: Trials) -> Proposer:
     @functools.cache
     def others(density: float) -> list[Sparsity]:
         return [sparsity for _, sparsity in ranked(basis, density, screen)[: OTHERS + 1]]
 
-    def proposer(tried: Sequence[Tried], running: Sequence[Point]) -> Point | None:
-        points = [(one.point, [one.score.meets(floor) for floor in study.floors]) for one in tried]
-        # of what runs elsewhere it is supposed that it meets the floors: the next worker then looks further down
-        points += [(point, [True] * len(study.floors)) for point in running]
-        return propose(points, study.space, others)
+    aims = Aims(
+        images=len(trials.source.dataset.val),
+        epochs=trials.epochs_a_trial,
+        confirm_epochs=_confirm_epochs(request) if request.confirm_seeds else None,
+    )
+    return Proposer(study.space, study.floors, aims, others, sampler=request.sampler, seed=request.seed)
 
-    return proposer
+
+def _confirm_epochs(request: SearchRequest) -> float:
+    return LONGER * request.finetune_epochs if request.confirm_epochs is None else request.confirm_epochs
 
 
 def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> dict[float, Confirmed | None]:
-    epochs = LONGER * request.finetune_epochs if request.confirm_epochs is None else request.confirm_epochs
     how = Confirmation(
-        config=_finetuning(source, request, epochs),
+        config=_finetuning(source, request, _confirm_epochs(request)),
         seeds=tuple(request.seed + FRESH + i for i in range(request.confirm_seeds)),
         most=request.confirm_most,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from netprune.evaluation import Evaluation
@@ -160,23 +160,26 @@ class Trials:
 
         def told(done: int, score: Score) -> None:
             self.results += 1
-            floor = self.study.floors[0]
-            # the study's own best knows earlier trials only: Optuna has not heard of this one yet
-            earlier = self.study.best(floor)
-            known = [one for one in (earlier.score if earlier else None, score if score.meets(floor) else None) if one]
-            best = min(known, key=lambda one: one.size_bytes, default=None)
-            if best is not None:
-                size = {f"best_{self.objective}": best.size_bytes}
-                tracking.log_metrics({**size, "best_val_accuracy": best.accuracy}, step=done)
+            best = [self._best(floor, score) for floor in self.study.floors]
+            if best[0] is not None:
+                size = {f"best_{self.objective}": best[0].size_bytes}
+                tracking.log_metrics({**size, "best_val_accuracy": best[0].accuracy}, step=done)
             left = (time.monotonic() - self.begun) / self.results * self._trials_left(limits, done, score)
             if limits.timeout is not None:
                 left = min(left, max(0.0, limits.timeout - (time.monotonic() - self.begun)))
             report(
-                f"trial {done}/{limits.trials}  {_outcome(score, floor)}  {count(score.size_bytes)} bytes  "
-                f"best {count(best.size_bytes) if best else 'none yet'}  about {duration(left)} left"
+                f"trial {done}/{limits.trials}  {_outcome(score, self.study.floors)}  {count(score.size_bytes)} bytes  "
+                f"best {' · '.join(count(one.size_bytes) if one else 'none yet' for one in best)}  "
+                f"about {duration(left)} left"
             )
 
         return told
+
+    def _best(self, floor: float, last: Score) -> Score | None:
+        """The smallest that meets a floor, the last one included: Optuna has not heard of it yet."""
+        earlier = self.study.best(floor)
+        known = [one for one in (earlier.score if earlier else None, last if last.meets(floor) else None) if one]
+        return min(known, key=lambda one: one.size_bytes, default=None)
 
     def _trials_left(self, limits: Limits, done: int, last: Score) -> float:
         """As the number of trials and the epochs of the trials so far let one expect."""
@@ -237,7 +240,12 @@ def _log_stages(seconds: Mapping[str, float], sampled: float, whole: float) -> N
     tracking.log_metrics({"passes_share": passes})
 
 
-def _outcome(score: Score, floor: float) -> str:
+def _outcome(score: Score, floors: Sequence[float]) -> str:
     if score.stopped:
         return f"stopped early after {100 * max(score.checks):.0f} %"
-    return f"val {percent(score.accuracy)}  {'meets' if score.meets(floor) else 'below'} the floor"
+    met = [floor for floor in floors if score.meets(floor)]
+    if len(floors) == 1:
+        verdict = f"{'meets' if met else 'below'} the floor"
+    else:
+        verdict = f"meets {percent(met[0])}" if met else "below all floors"
+    return f"val {percent(score.accuracy)}  {verdict}"
