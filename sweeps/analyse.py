@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sweeps import tracking
 from sweeps.command import command, data_options, source_options
 from sweeps.stages.analysis import ALLOCATIONS, run_analysis, size_table
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
@@ -23,7 +24,7 @@ def main(allocation: str, **options: Any) -> None:
     click.echo(size_table(analysis.before))
     if analysis.after is not None:
         click.echo(f"\nafter pruning by {allocation}:\n{size_table(analysis.after)}")
-    click.echo(f"run {analysis.run_id}\nlook: mlflow ui")
+    click.echo(f"run {analysis.run_id}\nlook: {tracking.where_to_look()}")
 
 
 if __name__ == "__main__":

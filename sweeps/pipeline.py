@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from netprune.recipes import TrainConfig
+from sweeps import tracking
 from sweeps.command import command, data_options
 from sweeps.stages.pipeline import run_pipeline
 from sweeps.stages.registering import registered_lines, summary_table
@@ -53,7 +54,7 @@ def main(
     click.echo(summary_table(outcome.registered))
     click.echo(
         f"{registered_lines(outcome.registered)}\n"
-        f'use:  mlflow.pyfunc.load_model("{outcome.registered.uri}")\nlook: mlflow ui'
+        f'use:  mlflow.pyfunc.load_model("{outcome.registered.uri}")\nlook: {tracking.where_to_look()}'
     )
 
 

@@ -23,7 +23,7 @@ FLOOR, DENSITY, OFFSET = "accuracy_floor", "density", "offset/"
 WORST = 0.1
 """The largest shortfall that a sampler is told of: a network that guesses is no worse than one ten points short, and
 would only flatten the model of what lies near the floor."""
-REGION, BELOW, ABOVE = 0.5, 1.6, 1.15
+REGION, BELOW, ABOVE = 0.2, 1.6, 1.15
 """How far around the smallest feasible trial a sampler looks: offsets either way, and factors of density."""
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
     "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=1),

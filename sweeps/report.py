@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sweeps import tracking
 from sweeps.command import command, own_option, study_option
 from sweeps.stages.reporting import run_report
 
@@ -17,7 +18,8 @@ def main(study_name: str, model: str, out: str) -> None:
     made = run_report(study_name, out, model)
     click.echo(made.trials)
     click.echo(f"figures of run {made.run_id}: {', '.join(f'figures/{name}.png' for name in made.figures)}")
-    click.echo(f"page: report.html of that run{f', {made.path}' if made.path else ''}\nlook: mlflow ui")
+    click.echo(f"page: report.html of that run{f', {made.path}' if made.path else ''}")
+    click.echo(f"look: {tracking.where_to_look()}")
 
 
 if __name__ == "__main__":

@@ -42,3 +42,13 @@ def count(number: int) -> str:
     '26,793,994'
     """
     return f"{number:,}"
+
+
+def short(size_bytes: int, accuracy: float) -> str:
+    """Both in as few letters as MLflow's list of runs has room for.
+
+    >>> short(110_342, 0.97771), short(2_457, 1.0)
+    ('110 kB 97.8 %', '2.5 kB 100.0 %')
+    """
+    kilobytes = size_bytes / 1000
+    return f"{kilobytes:,.{1 if kilobytes < 10 else 0}f} kB {100 * accuracy:.1f} %"

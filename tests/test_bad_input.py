@@ -323,6 +323,7 @@ def test_store_read_only_is_refused_with_the_mend(store):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_store_locked_is_refused_with_the_mend(store):
     other = sqlite3.connect(store / "mlflow.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")

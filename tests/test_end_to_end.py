@@ -268,6 +268,7 @@ def test_search_interrupted_closes_study_and_trial_and_refuses_other_constants(p
     assert "study cut was made with finetune_epochs=400, not 1" in refused.stderr
 
 
+@pytest.mark.slow
 def test_mlflow_run_scan_then_analyse_by_damage_uses_that_scan(project, store):
     options = ["-P", "sparsities=0.5,0.9,1", "-P", "max_se=0", "-P", "precision=fp32"]
     scanned = run(project, "mlflow", "run", ".", "-e", "scan", *options)
@@ -283,6 +284,7 @@ def test_mlflow_run_scan_then_analyse_by_damage_uses_that_scan(project, store):
     assert store.stage("analyse")[0].data.metrics["pruned_sparsity"] == pytest.approx(0.7, abs=0.01)
 
 
+@pytest.mark.slow
 def test_benchmark_scan_quick_ends_with_its_figure(tmp_path):
     options = ["--width", "2", "--quick", "--json", str(tmp_path / "out.json"), "--data-dir", str(tmp_path)]
     done = subprocess.run(

@@ -6,8 +6,10 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import matplotlib.image
 import numpy as np
 import pytest
+from test_figures import sensitivity
 
 from sweeps import figures
 from sweeps.findings import (
@@ -80,6 +82,10 @@ def stopped(number):
 
 @pytest.fixture
 def page():
+    return small_page()
+
+
+def small_page():
     """A study of one floor with a confirmed and registered network."""
     return StudyPage(
         name="small",
@@ -323,29 +329,39 @@ def test_page_of_the_same_study_is_the_same_bytes(page):
     assert render(page) == render(page)
 
 
-def test_page_of_200_trials_and_16_layers_is_under_3_mb(page):
+def encoded(image):
+    file = io.BytesIO()
+    matplotlib.image.imsave(file, image, format="png")
+    return file.getvalue()
+
+
+def large_page():
+    """A study of 200 trials on a network of VGG16's 16 layers, with all of its figures."""
     rng = np.random.default_rng(0)
-    weights = {f"features.{i}.weight": rng.normal(size=20_000).astype(np.float32) for i in range(16)}
+    layers = [f"features.{i}.weight" for i in range(16)]
+    weights = {layer: rng.normal(size=20_000).astype(np.float32) for layer in layers}
     sizes, accuracies = rng.uniform(1e5, 3e5, 200), rng.uniform(0.7, 0.9, 200)
     drawn = {
         "size_against_accuracy": figures.size_against_accuracy(sizes, accuracies, (0.8,), (1.5e6, 0.9)),
         "trials": figures.trial_history(sizes, accuracies > 0.8, accuracies < 0.75),
         "confusion": figures.confusion(rng.integers(0, 500, (10, 10)), [f"class {i}" for i in range(10)]),
-        **{f"weights_{when}": figures.weight_histograms(weights, nonzero_only=False) for when in ("before", "after")},
+        "sensitivity": figures.sensitivity_curves(sensitivity(16)),
+        "weights_before": figures.weight_histograms(weights, nonzero_only=False),
     }
     plots = {name: png(figure) for name, figure in drawn.items()}
-    # the nonzero histograms are as large as the others, and a sensitivity figure no larger than two of them
-    plots |= {f"{name}_nonzero": plots[name] for name in ("weights_before", "weights_after")}
-    plots |= {"sensitivity": Plot(png=plots["weights_before"].png + bytes(300_000), title="")}
-    noise = rng.integers(0, 256, (24, 3072), dtype=np.uint8)
-    examples = tuple(Example(png=bytes(each), truth="cat", dense="cat", pruned="dog") for each in noise)
-    large = replace(
-        page,
+    plots |= {f"weights_{which}": plots["weights_before"] for which in ("before_nonzero", "after", "after_nonzero")}
+    noise = rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    examples = tuple(Example(png=encoded(each), truth="cat", dense="cat", pruned="dog") for each in noise)
+    return replace(
+        small_page(),
         plots=plots,
-        layers=tuple(LayerRow(name=name, parameters=9, kept=1, bytes=1.0) for name in weights),
+        layers=tuple(LayerRow(name=name, parameters=9, kept=1, bytes=1.0) for name in layers),
         trials=tuple(trial(number, stopped=number % 3 == 0) for number in range(200)),
         comparison=Comparison(images=5000, differ=24, only_dense=14, only_pruned=10, examples=examples),
     )
-    text = render(large)
+
+
+def test_page_of_200_trials_and_16_layers_is_under_3_mb():
+    text = render(large_page())
     Reader(text)
     assert 1_000_000 < len(text.encode()) < 3_000_000

@@ -38,7 +38,7 @@ def dead(**changes):
 
 def leave(study, session="gone", *, recorded=None):
     """What a worker leaves that is killed in the middle of a trial."""
-    study._study.enqueue_trial(parameters(study._next(another)))
+    study._study.enqueue_trial(parameters(study._next(another, Limits(trials=9), 0.0)))
     trial = study._study.ask()
     trial.set_user_attr("session", session)
     for name, d in whole(study.space).items():
@@ -223,7 +223,7 @@ def test_journal_with_a_torn_last_line_goes_on(torn):
 
 def test_trial_whose_worker_died_before_it_said_who_it_was_is_given_up_after_a_silence(monkeypatch):
     study = make_study()
-    study._study.enqueue_trial(parameters(study._next(another)))
+    study._study.enqueue_trial(parameters(study._next(another, Limits(trials=9), 0.0)))
     study._study.ask()  # and the worker is gone
     assert (study.running, study.has_abandoned) == (1, False)
     monkeypatch.setattr("sweeps.study.GRACE_SECONDS", -1.0)

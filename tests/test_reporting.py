@@ -218,18 +218,21 @@ def test_report_seconds_are_the_sums_of_the_trials(source, rendered):
 
 def test_report_names_trials_that_came_to_nothing(source, rendered):
     run_search(source, replace(REQUEST, confirm_seeds=0, trials=1))
-    tags = {tracking.STUDY: "small", tracking.TRIAL: "7"}
-    for number, error in enumerate((KeyboardInterrupt, ValueError)):
-        with pytest.raises(error), tracking.tracked_run("trial", f"small trial {number:03d}", {}, tags=tags):
+
+    def tags(number):
+        return {tracking.STUDY: "small", tracking.TRIAL: str(number)}
+
+    for number, error in enumerate((KeyboardInterrupt, ValueError), start=1):
+        with pytest.raises(error), tracking.tracked_run("trial", "a trial", {}, tags=tags(number)):
             raise error("boom")
-    with tracking.tracked_run("trial", "small trial 009", {}, tags=tags) as run_id:
+    with tracking.tracked_run("trial", "a trial", {}, tags=tags(9)) as run_id:
         pass
     mlflow.MlflowClient().set_terminated(run_id, "KILLED")
     run_report("small")
     (page,) = rendered
     assert [(one.name, one.why) for one in page.lost] == [
-        ("trial 000", "it was interrupted"),
-        ("trial 001", "ValueError: boom"),
+        ("trial 001", "it was interrupted"),
+        ("trial 002", "ValueError: boom"),
         ("trial 009", "its worker died"),
     ]
     assert len(page.trials) == 1

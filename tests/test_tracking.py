@@ -209,3 +209,16 @@ def test_open_store_that_is_fresh_by_several_processes_at_once_works(tmp_path):
     found = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}").search_experiments()
     assert "netprune" in {experiment.name for experiment in found}
     assert not list(tmp_path.glob(".mlflow.db-*"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "look"),
+    [
+        ("sqlite:///mlflow.db", "mlflow ui"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https://me:secret@mlflow.example/", "https://me:***@mlflow.example/"),
+    ],
+)
+def test_where_to_look_is_the_server_if_there_is_one_and_shows_no_password(store, uri, look):
+    mlflow.set_tracking_uri(uri)
+    assert tracking.where_to_look() == look

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from netprune.curves import fit_all
@@ -40,6 +41,10 @@ def sensitivity_curves(sensitivity: Sensitivity) -> Figure:
     right.set(ylabel="change of the loss (nats)", title="Its damage")
     for axes in (left, right):
         axes.set(xscale="log", xlabel="density of the layer" + (" (rightmost: nothing left)" if gone else ""))
+        # as many labels as have room: matplotlib's own overlap where there is hardly more than one power of ten
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if least < 0.01 else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda density, _: f"{density:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize="small")

@@ -10,6 +10,7 @@ from sweeps.findings import CandidateRow
 from sweeps.scores import ROUNDING
 from sweeps.stages.confirming import EPOCHS, SEED
 from sweeps.stages.standing import Standing
+from sweeps.stages.trials import trial_name
 from sweeps.table import percent
 
 
@@ -30,7 +31,7 @@ def _row(standing: Standing, trial: str, epochs: str, runs: Sequence[tracking.Fo
     lower = lower_bound(accuracies, int(images)).lower if images and len(accuracies) > 1 else None
     most_accurate = max(runs, key=lambda run: run.metrics["val_accuracy"])
     return CandidateRow(
-        name=f"trial {int(trial):03d}",
+        name=trial_name(int(trial)),
         size_bytes=int(most_accurate.metrics[study.objective]),
         epochs=epochs,
         seeds=tuple(int(run.tags[SEED]) for run in runs),

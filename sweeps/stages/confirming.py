@@ -20,7 +20,7 @@ from sweeps.stages.source import Source
 from sweeps.stages.starting import fetch_network
 from sweeps.stages.trials import log_result, log_seconds
 from sweeps.study import SparsityStudy
-from sweeps.table import count, percent
+from sweeps.table import count, percent, short
 
 CONFIRMED_FILE = "confirmed.json"
 SEED, EPOCHS = "netprune.seed", "netprune.finetune_epochs"
@@ -173,7 +173,7 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
         return known[0]
     sparsity = contest.sparsities[number]
     options = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
-    name = f"{contest.name} confirm {number:03d} seed {seed}"
+    name = f"confirm {number:03d} seed {seed}"
     tags |= {tracking.SESSION: contest.session}
     with tracking.tracked_run("confirm", name, options, tags=tags) as run_id:
         with Progress(f"confirm {number}, seed {seed}") as progress:
@@ -189,6 +189,7 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
         log_result(result, data)
         log_seconds(result.seconds)
         tracking.log_metrics({"finetune_epochs": epochs})
+        tracking.rename(f"{short(getattr(result, contest.objective), result.val.accuracy)} · {name}")
     return tracking.find_run(run_id)
 
 

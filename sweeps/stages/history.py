@@ -10,7 +10,7 @@ from sweeps.findings import LostTrial, StageSeconds, Stopping, TrialRow
 from sweeps.scores import ROUNDING
 from sweeps.stages.standing import val_accuracy
 from sweeps.stages.studies import FoundStudy
-from sweeps.stages.trials import PASSES, SECONDS, START, STOPPED
+from sweeps.stages.trials import PASSES, SECONDS, START, STOPPED, trial_name
 
 EARLY, CONTROL, NOT = "stopped_early", "control", "no"
 
@@ -22,7 +22,7 @@ def trial_rows(study: FoundStudy) -> tuple[TrialRow, ...]:
 
 def lost_trials(study: FoundStudy) -> tuple[LostTrial, ...]:
     """Trials without a result, and why they have none."""
-    return tuple(LostTrial(name=_name(study, trial), why=_loss(trial)) for trial in study.lost())
+    return tuple(LostTrial(name=_name(trial), why=_loss(trial)) for trial in study.lost())
 
 
 def stopped_early(trial: tracking.FoundRun) -> bool:
@@ -69,7 +69,7 @@ def _seconds(runs: Iterable[tracking.FoundRun]) -> defaultdict[str, float]:
 def _row(study: FoundStudy, trial: tracking.FoundRun) -> TrialRow:
     metrics, finished = trial.metrics, "val_accuracy" in trial.metrics
     return TrialRow(
-        name=_name(study, trial),
+        name=_name(trial),
         val=val_accuracy(study, metrics) if finished else None,
         sparsity=metrics.get("sparsity"),
         size_bytes=int(metrics[study.objective]),
@@ -93,8 +93,8 @@ def _loss(trial: tracking.FoundRun) -> str:
     return error or "its worker died"
 
 
-def _name(study: FoundStudy, trial: tracking.FoundRun) -> str:
-    return trial.name.removeprefix(study.name).strip()
+def _name(trial: tracking.FoundRun) -> str:
+    return trial_name(int(trial.tags[tracking.TRIAL]))
 
 
 def _epochs(trial: tracking.FoundRun) -> float:

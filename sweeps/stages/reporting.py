@@ -28,6 +28,7 @@ from sweeps.stages.standing import (
     shown_network,
 )
 from sweeps.stages.studies import FoundStudy, find_study
+from sweeps.stages.trials import trial_name
 from sweeps.table import count, percent, table
 
 PAGE = "report.html"
@@ -85,7 +86,7 @@ def trials_table(study: FoundStudy, most: int = 10) -> str:
     ordered = sorted(study.finished, key=lambda t: (t.tags[tracking.FEASIBLE] != "true", t.metrics[study.objective]))
     rows = [
         [
-            trial.name.removeprefix(study.name).strip(),
+            trial_name(int(trial.tags[tracking.TRIAL])),
             percent(trial.metrics["val_accuracy"], trial.metrics["val_accuracy_se"]),
             percent(trial.metrics["sparsity"]),
             count(int(trial.metrics["packed_bytes"])),

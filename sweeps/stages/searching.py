@@ -32,6 +32,7 @@ from sweeps.stages.starting import Starts
 from sweeps.stages.studies import study_of
 from sweeps.stages.trials import DENSE_FILE, Trials
 from sweeps.study import Limits, SparsityStudy
+from sweeps.table import short
 from sweeps.workers import run_workers
 
 OTHERS = 1
@@ -135,6 +136,7 @@ def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense
             tags[tracking.CONFIRMED] = tracking.flag(outcome.floors[0].confirmed is not None)
         tracking.set_tags(tags)
         if study.crew.leads:
+            tracking.rename(f"{_found(outcome)}study {study.name}")
             tracking.set_tags({tracking.NOTE: study_note(study_of(tracking.find_run(run_id)))})
     if study.crew.has_others:
         tracking.still_running(run_id)
@@ -260,3 +262,9 @@ def _log_dense(source: Source, dense: Evaluation, floors: Sequence[float]) -> No
 
 def _join(floors: Sequence[float]) -> str:
     return ",".join(f"{100 * floor:.4f}" for floor in floors)
+
+
+def _found(outcome: SearchOutcome) -> str:
+    """For a list of runs: what is confirmed."""
+    won = [one.confirmed for one in outcome.floors if one.confirmed is not None]
+    return "".join(f"{short(one.size_bytes, one.lower)} · " for one in won)

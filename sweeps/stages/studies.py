@@ -16,7 +16,7 @@ from sweeps import artifacts, registry, tracking
 from sweeps.stages.confirming import CONFIRMED_FILE, SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
 from sweeps.stages.starting import PACKED_FILE
-from sweeps.stages.trials import DENSE_FILE
+from sweeps.stages.trials import DENSE_FILE, trial_name
 from sweeps.table import count, percent
 
 DENSE = "dense_"
@@ -111,7 +111,7 @@ class FoundStudy:
         if near is not None:
             accuracy = near.metrics["val_accuracy"]
             nearest = (
-                f" The most accurate trial, {near.name.removeprefix(self.name).strip()} "
+                f" The most accurate trial, {trial_name(int(near.tags[tracking.TRIAL]))} "
                 f"({count(int(near.metrics[self.objective]))} bytes), reached {percent(accuracy)}, "
                 f"{100 * abs(accuracy - floor):.2f} points {'short' if accuracy < floor else 'above'}."
             )

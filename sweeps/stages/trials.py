@@ -19,7 +19,7 @@ from sweeps.progress import Progress, duration, report
 from sweeps.scores import Score
 from sweeps.stages.starting import PACKED_FILE, Start, Starts, keep_network
 from sweeps.study import Limits, Record
-from sweeps.table import count, percent
+from sweeps.table import count, percent, short
 
 DENSE_FILE = f"dense/{registry.MODEL_FILE}"
 START = "netprune.start"
@@ -59,14 +59,13 @@ class Trials:
     def evaluate(self, number: int, sparsity: Sparsity, record: Record) -> Score:
         """Run one trial: see `study.Evaluate`."""
         sampled = time.perf_counter() - self.idle_since
-        name = f"{self.study.name} trial {number:03d}"
         config = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
         tags = {
             tracking.STUDY: self.study.name,
             tracking.TRIAL: str(number),
             tracking.SESSION: self.study.crew.key,
         }
-        with tracking.tracked_run("trial", name, config, tags=tags) as run_id:
+        with tracking.tracked_run("trial", trial_name(number), config, tags=tags) as run_id:
             begun = time.perf_counter()
             start = self.starts.find(sparsity)
             tracking.set_tags({START: "dense" if start.number is None else f"trial {start.number}"})
@@ -93,6 +92,7 @@ class Trials:
             else:
                 score = self._finished(result, data, looks, run_id)
                 _log_stages({"start": found, **result.seconds}, sampled, time.perf_counter() - begun)
+            tracking.rename(f"{_summary(score, self.study.floors)} · {trial_name(number)}")
             record(score)
         self.idle_since = time.perf_counter()
         return score
@@ -209,6 +209,11 @@ class _Looks:
             raise StoppedEarlyError(found.reason)
 
 
+def trial_name(number: int) -> str:
+    """As runs, pages and messages call a trial."""
+    return f"trial {number:03d}"
+
+
 def log_result(result: PruneResult, data: bytes) -> None:
     """Keep what a candidate came to in the active run: the file, the result, its metrics."""
     artifacts.log_bytes(data, PACKED_FILE)
@@ -249,3 +254,10 @@ def _outcome(score: Score, floors: Sequence[float]) -> str:
     else:
         verdict = f"meets {percent(met[0])}" if met else "below all floors"
     return f"val {percent(score.accuracy)}  {verdict}"
+
+
+def _summary(score: Score, floors: Sequence[float]) -> str:
+    """For a list of runs: whether it meets a floor, how large, how good."""
+    if score.stopped:
+        return "✗ stopped"
+    return f"{'✓' if score.meets(floors[-1]) else '✗'} {short(score.size_bytes, score.accuracy)}"
