@@ -205,8 +205,7 @@ class SparsityStudy:
         self.recover(settle)
         while failures < FAILURES and self._may_start(limits, time.monotonic() - start):
             if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                seconds = time.monotonic() - start
-                self._study.enqueue_trial(parameters(self._next(propose, limits, seconds)))
+                self._study.enqueue_trial(parameters(self._next(propose, limits, time.monotonic() - start)))
             trial = self._study.ask()
             try:
                 trial.set_user_attr("session", self.crew.key)

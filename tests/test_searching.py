@@ -18,6 +18,7 @@ from netprune.scanner import ScanConfig
 from netprune.stopping import LearningCurve
 from netprune.training import train
 from sweeps import artifacts, tracking
+from sweeps.scores import Score
 from sweeps.search_sparsity import closing
 from sweeps.stages import trials
 from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED
@@ -61,8 +62,25 @@ def test_search_has_a_run_for_the_study_and_one_for_each_trial_and_confirmation(
     assert study.data.params["search.max_drop"] == "50"
     assert study.data.tags["seed_rule"] in ("kept_norm", "lamp", "erk", "global_magnitude", "knapsack")
     for run in runs("trial"):
+        mark = "✓" if run.data.tags["feasible"] == "true" else "✗"
+        assert run.info.run_name.startswith(mark)
+        assert run.info.run_name.endswith(f"trial {int(run.data.tags[tracking.TRIAL]):03d}")
         assert run.data.metrics["finetune_epochs"] == 1 or run.data.tags["stopped_early"] != "no"
         assert "trial.sparsity/res1.0.0.weight" in run.data.params
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "stopped", "text"),
+    [
+        (0.85, "", "✓ 110 kB 85.0 %"),
+        (0.75, "", "✓ 110 kB 75.0 %"),
+        (0.65, "", "✗ 110 kB 65.0 %"),
+        (0.9, "x", "✗ stopped"),
+    ],
+)
+def test_summary_of_a_trial_says_whether_it_meets_a_floor_its_size_and_its_accuracy(accuracy, stopped, text):
+    score = Score(size_bytes=110_342, accuracy=accuracy, run_id="", stopped=stopped)
+    assert trials.summary(score, (0.8, 0.7)) == text
 
 
 def test_search_logs_seconds_by_stage_that_add_up_to_the_trial(source):

@@ -92,7 +92,7 @@ class Trials:
             else:
                 score = self._finished(result, data, looks, run_id)
                 _log_stages({"start": found, **result.seconds}, sampled, time.perf_counter() - begun)
-            tracking.rename(f"{_summary(score, self.study.floors)} · {trial_name(number)}")
+            tracking.rename(f"{summary(score, self.study.floors)} · {trial_name(number)}")
             record(score)
         self.idle_since = time.perf_counter()
         return score
@@ -256,7 +256,7 @@ def _outcome(score: Score, floors: Sequence[float]) -> str:
     return f"val {percent(score.accuracy)}  {verdict}"
 
 
-def _summary(score: Score, floors: Sequence[float]) -> str:
+def summary(score: Score, floors: Sequence[float]) -> str:
     """For a list of runs: whether it meets a floor, how large, how good."""
     if score.stopped:
         return "✗ stopped"
