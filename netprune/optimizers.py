@@ -21,6 +21,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 TINY = 1e-7
 LARGEST_MATRIX = 2048
+WIDE = 2
+"""How many times as wide as high a matrix is that is orthogonalised by its gram matrix."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -90,11 +92,38 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / x.norm().clamp(min=TINY)
-    a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    wide = x.dtype == torch.float32 and x.shape[1] >= WIDE * x.shape[0]
+    x = _by_gram(x) if wide else _by_steps(x)
     return (x.T if tall else x).float()
+
+
+def _by_steps(x: Tensor) -> Tensor:
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        x = _polynomial(x @ x.T) @ x
+    return x
+
+
+def _by_gram(x: Tensor) -> Tensor:
+    """The same, by products of the short side alone but for the first and the last.
+
+    Each step multiplies x by a polynomial p of its gram matrix G = x xᵀ, which becomes p G p: all of them commute.
+    Wide matrices (a convolution's are four to nine times as wide as they are high) take a third of the time. Half
+    precision would lose the small singular values, which G has squared.
+    """
+    gram = x @ x.T
+    product = polynomial = _polynomial(gram)
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
+        gram = polynomial @ gram @ polynomial
+        polynomial = _polynomial(gram)
+        product = polynomial @ product
+    return product @ x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = NEWTON_SCHULZ
+    made = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    made.diagonal().add_(a)
+    return made
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -133,5 +133,20 @@ def test_orthogonalised_keeps_singular_vectors_and_brings_values_near_one(shape)
     torch.testing.assert_close(back, back.diagonal().diag_embed(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(6, 12), (64, 576), (576, 64), (40, 1000)])
+def test_orthogonalised_of_a_wide_matrix_equals_the_plain_steps_in_double_precision(shape):
+    high = min(shape)
+    generator = torch.Generator().manual_seed(2)
+    left, right = (torch.linalg.qr(torch.randn(n, high, generator=generator, dtype=torch.float64))[0] for n in shape)
+    matrix = left * torch.logspace(0, -5, high, dtype=torch.float64) @ right.T  # far from well conditioned
+    a, b, c = optimizers.NEWTON_SCHULZ
+    wanted = (matrix.T if shape[0] > shape[1] else matrix) / matrix.norm()
+    for _ in range(optimizers.NEWTON_SCHULZ_STEPS):
+        gram = wanted @ wanted.T
+        wanted = a * wanted + (b * gram + c * gram @ gram) @ wanted
+    wanted = wanted.T if shape[0] > shape[1] else wanted
+    torch.testing.assert_close(orthogonalised(matrix.float()).double(), wanted, rtol=0, atol=1e-3)
+
+
 def test_orthogonalised_of_zeros_is_zeros():
     assert not orthogonalised(torch.zeros(3, 5)).any()
