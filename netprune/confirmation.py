@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.stats import norm
+
 from netprune.confidence import lower_bound
+from netprune.recovery import NOISE
 
 ROUNDING = 1e-9
+LEAST_CHANCE = 0.1
+"""Of passing: candidates with less are not worth their finetunings."""
+UNSURE = NOISE * math.sqrt(1.5)
+"""By how much a candidate misses what is expected of it: a trial's noise, and that of the mean of two seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +62,11 @@ def next_candidate(
     """The number of the next candidate, or None when the search has its answer.
 
     The smallest first, of those that may be expected to pass: what a candidate is expected to come to, plus how far
-    the others were off on average, less the bound's margin. So smaller ones follow if longer finetunings give more
-    than was expected, and larger ones if less. Before there is none, feasible trials larger than all that failed have
-    their chance, the most accurate first.
+    the others were off on average, less the bound's margin. Once one has been accepted, the smaller one with the most
+    to win: its chance of passing times the logarithm of what it would save; so smaller ones follow if longer
+    finetunings give more than was expected. While none is accepted, larger ones follow if they give less; and
+    when none is expected to pass, feasible trials larger than all that failed have their chance, the most accurate
+    first.
 
     Args:
         candidates: trials that ran to their end.
@@ -69,16 +79,24 @@ def next_candidate(
     known = {candidate.number: candidate for candidate in candidates}
     off = [bound.mean - known[number].expected for number, bound in measured.items()]
     surprise = sum(off) / len(off) if off else 0.0
+    left = [candidate for candidate in candidates if candidate.number not in measured]
+
+    def to_spare(one: Candidate) -> float:
+        return one.expected + surprise - margin - floor
+
     accepted = [bound.size_bytes for bound in measured.values() if bound.lower >= floor - ROUNDING]
-    if accepted and len(measured) >= most:
-        return None
-    smaller = [c for c in candidates if c.size_bytes < min(accepted, default=c.size_bytes + 1)]
-    left = [c for c in smaller if c.number not in measured]
-    promising = [c for c in left if c.expected + surprise - margin >= floor - ROUNDING]
+    if accepted:
+        worth = {
+            one.number: chance * math.log(min(accepted) / one.size_bytes)
+            for one in left
+            if one.size_bytes < min(accepted) and (chance := float(norm.cdf(to_spare(one) / UNSURE))) >= LEAST_CHANCE
+        }
+        return max(worth, key=worth.__getitem__) if worth and len(measured) < most else None
+    promising = [one for one in left if to_spare(one) >= -ROUNDING]
     if promising:
         return min(promising, key=lambda c: (c.size_bytes, -c.accuracy)).number
     failed = max((bound.size_bytes for bound in measured.values()), default=0)
     larger = [c for c in left if c.accuracy >= floor - ROUNDING and c.size_bytes > failed]
-    if larger and not accepted:
+    if larger:
         return max(larger, key=lambda c: (c.accuracy, c.size_bytes)).number
     return None

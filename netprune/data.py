@@ -110,9 +110,17 @@ class Dataset:
             train = dataclasses.replace(train, streamed=True)
         return dataclasses.replace(self, train=train.to(device), val=self.val.to(device), test=self.test.to(device))
 
-    def part(self, share: float, *, seed: int) -> Dataset:
-        """The same data set with `share` of the training images, in (0, 1], chosen at random by `seed`."""
+    def part(self, share: float, *, seed: int, after: float = 0.0) -> Dataset:
+        """The same data set with `share` of the training images, in (0, 1], chosen at random by `seed`.
+
+        Args:
+            share: see above.
+            seed: of the order in which images have their turn.
+            after: epochs of that order that are over: the part is of the images that come next, so that parts which
+                follow each other go over all images before any comes again.
+        """
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        order = order.roll(-round(after % 1 * len(order)))
         chosen = order[: max(round(share * len(order)), 1)].to(self.train.labels.device)
         return dataclasses.replace(self, train=self.train.take(chosen))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from torch import nn
 
 from netprune.data import Dataset
@@ -25,6 +26,8 @@ from netprune.saliency import find_saliency
 from netprune.size import measure_size
 from netprune.training import CHECK_IMAGES, NOBODY, Callbacks, Held, train
 
+HAD_STEPS = 10**6
+"""To so many parts of an epoch earlier finetunings are told apart."""
 CODEBOOK_SHARE, CODEBOOK_STEPS, CODEBOOK_LR = 0.25, 40, 0.002
 RECALIBRATED = 512
 """Training images that batch statistics are taken on again before a finetuning."""
@@ -40,6 +43,9 @@ class PruneConfig:
     """The recipe; None for one-shot pruning. A codebook is trained after it: a quarter of an epoch more."""
     share: float = 1.0
     """Of the training images, in (0, 1], that the finetuning goes over; which ones, its seed says."""
+    had: float = 0.0
+    """Finetune epochs, at least 0, that the start has had with the same seed: the images go on where those ended, and
+    order and crops are others."""
     values: Values = field(default_factory=Values)
     """How the packed file stores weights."""
     spared: tuple[str, ...] = ()
@@ -49,10 +55,22 @@ class PruneConfig:
         find_saliency(self.saliency)
         if not 0 < self.share <= 1:
             raise InputError(f"share is {self.share}; it is of the training images, above 0 and at most 1.")
+        if not 0 <= self.had < math.inf:
+            raise InputError(f"had is {self.had}; it is in finetune epochs, at least 0.")
 
     def part(self, dataset: Dataset) -> Dataset:
         """The data set that the finetuning goes over."""
-        return dataset.part(self.share, seed=self.finetune.seed) if self.finetune and self.share < 1 else dataset
+        if not self.finetune or self.share == 1:
+            return dataset
+        return dataset.part(self.share, seed=self.finetune.seed, after=self.had)
+
+    @property
+    def recipe(self) -> TrainConfig | None:
+        """The finetuning's, with a seed of its own for what follows an earlier one."""
+        if not self.finetune or not self.had:
+            return self.finetune
+        entropy = [self.finetune.seed, round(self.had * HAD_STEPS)]
+        return replace(self.finetune, seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +189,7 @@ def _finetuned(
 ) -> nn.Module:
     """The pruned network, finetuned in place; if the recipe prunes by and by, a copy of its start, as sparse in the
     end."""
-    recipe = config.finetune
+    recipe = config.recipe
     if recipe is None:
         return pruned.model
     if not recipe.gradual:

@@ -46,9 +46,23 @@ def test_next_candidate_after_a_larger_gain_goes_on_to_smaller_ones_below_the_fl
 
 def test_next_candidate_after_a_smaller_gain_passes_over_those_that_would_fail_too():
     crowd = [candidate(10 + i, 401 + i, 0.8015 + 0.0001 * i) for i in range(20)]
-    order, accepted = walk(MARGIN - 0.005, candidates=[*CANDIDATES, *crowd])
+    order, accepted = walk(MARGIN - 0.012, candidates=[*CANDIDATES, *crowd])
     assert accepted == 1
     assert order == [2, 1]
+
+
+@pytest.mark.parametrize(("lacking", "expected"), [(0.004, 1), (0.02, None)], ids=["may have been unlucky", "hopeless"])
+def test_next_candidate_once_one_is_accepted_is_a_smaller_one_with_a_fair_chance(lacking, expected):
+    candidates = [Candidate(0, 300, 0.8, 0.8 + MARGIN), Candidate(1, 200, 0.8, 0.8 + MARGIN - lacking)]
+    measured = {0: Bound(300, 0.8 + MARGIN, 0.8)}
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, most=4) == expected
+
+
+def test_next_candidate_weighs_what_a_smaller_one_saves_against_its_chance():
+    some, much = Candidate(1, 290, 0.8, 0.8 + MARGIN), Candidate(2, 150, 0.8, 0.8 + MARGIN - 0.003)
+    measured = {0: Bound(300, 0.8 + MARGIN, 0.8)}
+    accepted = Candidate(0, 300, 0.8, 0.8 + MARGIN)
+    assert next_candidate([accepted, some, much], measured, FLOOR, images=IMAGES, most=4) == 2
 
 
 def test_next_candidate_stops_going_down_after_the_most_allowed():

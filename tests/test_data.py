@@ -268,6 +268,16 @@ def test_cifar10_download_that_breaks_is_refused_with_the_mend(cifar10, tmp_path
     assert str(error) in refusal(tmp_path)
 
 
+def test_parts_that_follow_each_other_go_over_every_image_before_one_comes_again(tiny_dataset):
+    whole = tiny_dataset.train
+    parts = [tiny_dataset.part(0.25, seed=3, after=0.25 * turn).train for turn in range(5)]
+    found = sorted(image.sum().item() for part in parts[:4] for image in part.images)
+    assert found == sorted(image.sum().item() for image in whole.images)
+    assert torch.equal(parts[4].images, parts[0].images)
+    assert torch.equal(parts[0].images, tiny_dataset.part(0.25, seed=3).train.images)
+    assert len(tiny_dataset.part(0.5, seed=3, after=0.75).train) == len(whole) // 2
+
+
 def test_tiny_dataset_splits_share_no_image(tiny_dataset):
     flat = {part: getattr(tiny_dataset, part).images.flatten(1) for part in ("train", "val", "test")}
     for one, other in itertools.combinations(flat.values(), 2):

@@ -184,6 +184,20 @@ def test_finetuning_of_part_of_an_epoch_takes_part_of_the_images(tiny_dataset, e
     assert len(config.part(tiny_dataset).train) * whole == epochs * len(tiny_dataset.train)
 
 
+def test_finetuning_that_follows_another_goes_on_with_the_next_images_and_draws_of_its_own(tiny_dataset):
+    first = finetuning(0.25, seed=2)
+    second = replace(first, had=0.25)
+    assert first.recipe == first.finetune
+    assert second.recipe.seed != first.recipe.seed != replace(first, had=1.25).recipe.seed
+    assert replace(second.recipe, seed=2) == first.recipe
+    assert torch.equal(second.part(tiny_dataset).train.images, tiny_dataset.part(0.25, seed=2, after=0.25).train.images)
+
+
+def test_prune_config_with_a_negative_past_is_refused():
+    with pytest.raises(InputError, match="had is -1"):
+        PruneConfig(had=-1.0)
+
+
 def test_finetuning_of_zero_epochs_is_pruning_alone():
     assert finetuning(0).finetune is None
 

@@ -127,24 +127,27 @@ def test_search_trials_go_on_from_each_other_where_that_leaves_less_to_recover(s
         assert start == "dense" or int(start.removeprefix("trial ")) < int(number)
 
 
-def test_search_trial_keeps_every_weight_of_its_start_that_it_has_room_for(source, monkeypatch):
-    begun = {}
+def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those_it_has_had(source, monkeypatch):
+    begun, had = {}, {"dense": 0.0}
     whole = trials.prune_candidate
 
     def spy(*arguments, start, **options):
-        begun[len(begun)] = start
+        begun[len(begun)] = (start, arguments[4].had)
         return whole(*arguments, start=start, **options)
 
     monkeypatch.setattr(trials, "prune_candidate", spy)
     run_search(source, replace(REQUEST, trials=8))
     for run in runs("trial"):
         number, start = int(run.data.tags[tracking.TRIAL]), run.data.tags[trials.START]
+        network, epochs = begun[number]
+        assert epochs == had[start]
+        had[f"trial {number}"] = epochs + REQUEST.finetune_epochs
         if start == "dense":
-            assert begun[number] is None
+            assert network is None
             continue
         (parent,) = (r for r in runs("trial") if r.data.tags[tracking.TRIAL] == start.removeprefix("trial "))
         kept = unpack(artifacts.read_artifact(parent.info.run_id, PACKED_FILE)).model
-        assert weights_digest(begun[number]) == weights_digest(kept)
+        assert weights_digest(network) == weights_digest(kept)
 
 
 @pytest.mark.parametrize("values", ["fp32", "codebook:3"])

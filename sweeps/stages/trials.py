@@ -16,7 +16,7 @@ from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control
 from netprune.training import Callbacks
 from sweeps import artifacts, registry, tracking
 from sweeps.progress import Progress, duration, report
-from sweeps.scores import Score
+from sweeps.scores import Score, lineage
 from sweeps.stages.starting import PACKED_FILE, Start, Starts, keep_network
 from sweeps.study import Limits, Record
 from sweeps.table import count, percent, short
@@ -68,6 +68,7 @@ class Trials:
         with tracking.tracked_run("trial", trial_name(number), config, tags=tags) as run_id:
             begun = time.perf_counter()
             start = self.starts.find(sparsity)
+            had = 0.0 if start.number is None else lineage(self.study.tried)[start.number]
             tracking.set_tags({START: "dense" if start.number is None else f"trial {start.number}"})
             looks, found = _Looks(self, number, start), time.perf_counter() - begun
             callbacks = Callbacks(
@@ -82,7 +83,7 @@ class Trials:
                         self.source.dataset,
                         self.source.header,
                         sparsity,
-                        self.config,
+                        replace(self.config, had=had),
                         start=start.network,
                         callbacks=replace(callbacks, on_step=progress),
                     )
