@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradual 0.5": {"gradual": 0.5},
     "ema 0.98": {"ema": 0.98},
     "the search's": {name: value for name, value in FINETUNE.items() if name != "batch_size"},
-    "the search's, batches of 128": FINETUNE,
+    "the search's, batches of 64": FINETUNE,
     "batches of 128": {"batch_size": 128},
     "batches of 64": {"batch_size": 64},
     "no dropout": {"dropout": 0.0},

@@ -339,7 +339,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--finetune-epochs", type=float, help="of a trial (default 0.2, quick 0.1)")
     made.add_argument("--confirm-epochs", type=float, help="of a candidate, with each seed (default 0.6, quick 0.3)")
     made.add_argument("--confirm-most", type=int, help="candidates a floor (default 3, quick 2)")
-    made.add_argument("--batch-size", type=int, default=128, help="images a step (default 128)")
+    made.add_argument("--batch-size", type=int, default=64, help="images a step (default 64)")
     made.add_argument("--values", default="fp32", help="as the search has it (default fp32)")
     made.add_argument("--sampler", default="gp", choices=SAMPLERS, help="of ours (default gp)")
     made.add_argument("--precision", default="auto", choices=PRECISIONS, help="of the finetuning (default auto)")

@@ -93,7 +93,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Name → what differs from `TrainConfig`'s defaults."""
 
 FINETUNE: dict[str, Any] = {
-    "batch_size": 128,
+    "batch_size": 64,
     "optimizer": "muon",
     "max_lr": 0.005,
     "schedule": "linear",

@@ -34,7 +34,7 @@ class SearchRequest:
     """Of the whole study, those of earlier sessions included."""
     finetune_epochs: float = 1.0
     """0 for pruning alone; part of one takes as large a part of the training images."""
-    batch_size: int = 128
+    batch_size: int = 64
     values: str = "fp32"
     """How the packed file stores weights: see `quantise.Values`."""
     objective: str = OBJECTIVES[0]
