@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from scipy.stats import norm
+from statistics import NormalDist
 
 from netprune.confidence import lower_bound
 from netprune.recovery import NOISE
@@ -89,7 +88,7 @@ def next_candidate(
         worth = {
             one.number: chance * math.log(min(accepted) / one.size_bytes)
             for one in left
-            if one.size_bytes < min(accepted) and (chance := float(norm.cdf(to_spare(one) / UNSURE))) >= LEAST_CHANCE
+            if one.size_bytes < min(accepted) and (chance := NormalDist().cdf(to_spare(one) / UNSURE)) >= LEAST_CHANCE
         }
         return max(worth, key=worth.__getitem__) if worth and len(measured) < most else None
     promising = [one for one in left if to_spare(one) >= -ROUNDING]
