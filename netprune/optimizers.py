@@ -107,8 +107,8 @@ def _by_gram(x: Tensor) -> Tensor:
     """The same, by products of the short side alone but for the first and the last.
 
     Each step multiplies x by a polynomial p of its gram matrix G = x xᵀ, which becomes p G p: all of them commute.
-    Wide matrices (a convolution's are four to nine times as wide as they are high) take a third of the time. Half
-    precision would lose the small singular values, which G has squared.
+    Wide matrices take less time (a convolution's are four to nine times as wide as they are high: a third to a half of
+    it). Half precision would lose the small singular values, which G has squared.
     """
     gram = x @ x.T
     product = polynomial = _polynomial(gram)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -53,14 +54,32 @@ def densities(basis: Basis) -> tuple[float, ...]:
     return tuple(basis.least + (1 - basis.least) * density for density in DENSITIES)
 
 
-def best_rule(basis: Basis, screen: Callable[[Sparsity], float], rules: Sequence[str] = RULES) -> str:
+def best_rule(
+    basis: Basis,
+    screen: Callable[[Sparsity], float],
+    rules: Sequence[str] = RULES,
+    on_look: Callable[[int, int], None] = lambda *_: None,
+) -> str:
     """The rule that the screening ranks best over every other density of a path (the least sum of ranks).
 
-    One that cannot reach a density is the last there. A screening is dear on large networks, and neighbours agree.
+    One that cannot reach a density is the last there. Every other, because screenings are dear on large networks.
+
+    Args:
+        basis: of the allocations.
+        screen: sparsities → what is left to recover, lower is better.
+        rules: to choose from.
+        on_look: called after each screening with how many are done and how many there are at most.
     """
+    looks, screened = itertools.count(1), densities(basis)[1::2]
+
+    def look(sparsity: Sparsity) -> float:
+        found = screen(sparsity)
+        on_look(next(looks), len(rules) * len(screened))
+        return found
+
     ranks = dict.fromkeys(rules, 0)
-    for density in densities(basis)[1::2]:
-        order = [rule for rule, _ in ranked(basis, density, screen, rules)]
+    for density in screened:
+        order = [rule for rule, _ in ranked(basis, density, look, rules)]
         for rule in rules:
             ranks[rule] += order.index(rule) if rule in order else len(rules)
     return min(ranks, key=ranks.__getitem__)

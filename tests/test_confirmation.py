@@ -51,6 +51,14 @@ def test_next_candidate_after_a_smaller_gain_passes_over_those_that_would_fail_t
     assert order == [2, 1]
 
 
+def test_next_candidate_after_a_smaller_gain_tries_those_that_may_still_pass_until_the_most_allowed():
+    crowd = [candidate(10 + i, 401 + i, 0.8015 + 0.0001 * i) for i in range(20)]
+    order, accepted = walk(MARGIN - 0.005, candidates=[*CANDIDATES, *crowd])
+    assert accepted == 1
+    assert order[:2] == [2, 1]
+    assert len(order) == 4
+
+
 @pytest.mark.parametrize(("lacking", "expected"), [(0.004, 1), (0.02, None)], ids=["may have been unlucky", "hopeless"])
 def test_next_candidate_once_one_is_accepted_is_a_smaller_one_with_a_fair_chance(lacking, expected):
     candidates = [Candidate(0, 300, 0.8, 0.8 + MARGIN), Candidate(1, 200, 0.8, 0.8 + MARGIN - lacking)]

@@ -13,7 +13,14 @@ from netprune.gradients import loss_gradients
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
-from netprune.pruning import RECALIBRATED, PruneConfig, finetuning, prune_candidate, quantise_and_train
+from netprune.pruning import (
+    RECALIBRATED,
+    PruneConfig,
+    finetuning,
+    prune_and_finetune,
+    prune_candidate,
+    quantise_and_train,
+)
 from netprune.quantise import Values
 from netprune.recalibration import recalibrate
 from netprune.recipes import FINETUNE, TrainConfig
@@ -188,9 +195,17 @@ def test_finetuning_that_follows_another_goes_on_with_the_next_images_and_draws_
     first = finetuning(0.25, seed=2)
     second = replace(first, had=0.25)
     assert first.recipe == first.finetune
-    assert second.recipe.seed != first.recipe.seed != replace(first, had=1.25).recipe.seed
+    assert len({replace(first, had=had).recipe.seed for had in (0.0, 0.25, 1.25)}) == 3
     assert replace(second.recipe, seed=2) == first.recipe
     assert torch.equal(second.part(tiny_dataset).train.images, tiny_dataset.part(0.25, seed=2, after=0.25).train.images)
+
+
+def test_finetuning_that_follows_another_trains_with_its_own_draws(tiny_net, tiny_dataset):
+    first, again, second = (
+        weights_digest(prune_and_finetune(tiny_net, tiny_dataset, {}, PruneConfig(finetune=RECIPE, had=had)))
+        for had in (0.0, 0.0, 2.0)
+    )
+    assert first == again != second
 
 
 def test_prune_config_with_a_negative_past_is_refused():

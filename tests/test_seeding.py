@@ -93,14 +93,12 @@ def test_best_rule_has_the_least_sum_of_ranks(tiny_net):
     basis = Basis(model=tiny_net)
     liked = [ALLOCATORS["kept_norm"](basis, density) for density in DENSITIES[3:]]
     liked.append(ALLOCATORS["erk"](basis, DENSITIES[1]))
-    looked = []
-
-    def screen(sparsity):
-        looked.append(sparsity)
-        return float(sparsity not in liked)
-
-    assert best_rule(basis, screen, RULES) == "kept_norm"
-    assert len(looked) <= len(RULES) * len(DENSITIES) // 2
+    looks = []
+    best = best_rule(
+        basis, lambda sparsity: float(sparsity not in liked), RULES, on_look=lambda *look: looks.append(look)
+    )
+    assert best == "kept_norm"
+    assert looks == [(n, 12) for n in range(1, 13)]  # three rules at four of the nine densities
 
 
 def test_seed_path_has_rising_densities_of_one_rule(tiny_net):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
 from netprune.screening import Screen
-from netprune.seeding import DENSITIES, RULES, best_rule, ranked, seed_path
+from netprune.seeding import best_rule, ranked, seed_path
 from sweeps import artifacts, interrupts, tracking
 from sweeps.inputs import log_data
 from sweeps.progress import Progress, report
@@ -162,7 +161,7 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest) -> None:
     screen = Screen(source.model, source.dataset, request.scan.saliency)
     if not study.path:
         with Progress("seeds", unit="allocation") as progress:
-            rule = best_rule(basis, _counted(screen, progress))
+            rule = best_rule(basis, screen, on_look=progress)
         study.path = seed_path(basis, rule)
         tracking.set_tags({"seed_rule": rule})
         report(f"seeds by {rule}: the best of the rules before any training")
@@ -183,17 +182,6 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest) -> None:
         if not (study.crew.leads and study.running):
             return
         _wait(lambda: not study.running)  # and then do what a worker may have left by dying
-
-
-def _counted(screen: Callable[[Sparsity], float], progress: Progress) -> Callable[[Sparsity], float]:
-    looks, most = itertools.count(1), len(RULES) * (len(DENSITIES) // 2)  # a rule that cannot reach a density saves one
-
-    def look(sparsity: Sparsity) -> float:
-        found = screen(sparsity)
-        progress(next(looks), most)
-        return found
-
-    return look
 
 
 def _proposer(study: SparsityStudy, request: SearchRequest, basis: Basis, screen: Screen, trials: Trials) -> Proposer:
