@@ -14,6 +14,14 @@ PARENT_POLL_SECONDS = 0.5
 _received = threading.Event()  # signals belong to the process, and so does this
 
 
+class Interrupted(KeyboardInterrupt):
+    """A KeyboardInterrupt that leaves the exit code alone.
+
+    Where the plain one passes through `exec` or `eval` of a string (so libraries make classes), CPython notes it as
+    unhandled, whoever catches it, and a `python -m` command kills itself by SIGINT at its end: -2 in place of 130.
+    """
+
+
 @contextmanager
 def heard() -> Iterator[None]:
     """Within the body SIGTERM is a KeyboardInterrupt as Ctrl-C is, as is the end of `mlflow run` or torchrun above."""
@@ -31,7 +39,7 @@ def check() -> None:
     and a command that was told to stop would go on for hours.
     """
     if _received.is_set():
-        raise KeyboardInterrupt
+        raise Interrupted
 
 
 @contextmanager
@@ -41,7 +49,7 @@ def deferred() -> Iterator[None]:
     with _handlers(lambda number, _frame: pending.append(number)):
         yield
     if pending:
-        raise KeyboardInterrupt
+        raise Interrupted
 
 
 @contextmanager
@@ -71,7 +79,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     # once is enough: a second signal must not cut the closing of runs short
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def _follow_parent(parent: int) -> None:

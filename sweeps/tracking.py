@@ -189,14 +189,20 @@ def tracked_run(
         yield str(run.info.run_id)
     except BaseException as error:
         if mlflow.active_run() is not outer:
-            # torchrun stops the others when a process is gone, just when they fail for want of it
-            with interrupts.postponed():
-                mlflow.set_tag(opener, "")
-                mlflow.set_tag("error", masked(f"{type(error).__name__}: {error}")[:500])
-                mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            _end_for(error, opener)
         raise
     mlflow.set_tag(opener, "")
     mlflow.end_run()
+
+
+def _end_for(error: BaseException, opener: str) -> None:
+    interrupted = isinstance(error, KeyboardInterrupt)
+    kind = KeyboardInterrupt if interrupted else type(error)
+    # torchrun stops the others when a process is gone, just when they fail for want of it
+    with interrupts.postponed():
+        mlflow.set_tag(opener, "")
+        mlflow.set_tag("error", masked(f"{kind.__name__}: {error}")[:500])
+        mlflow.end_run("KILLED" if interrupted else "FAILED")
 
 
 def active_run_id() -> str:

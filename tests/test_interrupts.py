@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -90,3 +92,18 @@ def test_heard_signal_that_was_swallowed_is_raised_at_the_next_step():
     with interrupts.heard(), Progress("other work") as progress:
         progress(1, 3)
         assert progress.started
+
+
+def test_heard_signal_within_an_exec_leaves_the_exit_code_to_who_catches_it(tmp_path, monkeypatch):
+    script = """
+import sys
+from sweeps import interrupts
+try:
+    with interrupts.heard():
+        exec("import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)")
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+    (tmp_path / "stopped.py").write_text(script)
+    monkeypatch.chdir(tmp_path)
+    assert subprocess.run([sys.executable, "-m", "stopped"], check=False).returncode == 130

@@ -38,8 +38,15 @@ def test_set_tags_of_another_run_leaves_the_active_one_alone(store):
     assert tracking.find_run(ended).status == "FINISHED"
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
-def test_tracked_run_that_raises_is_closed_with_the_error(store, error, status):
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (KeyboardInterrupt, "KILLED", "KeyboardInterrupt: boom"),
+        (interrupts.Interrupted, "KILLED", "KeyboardInterrupt: boom"),
+        (ValueError, "FAILED", "ValueError: boom"),
+    ],
+)
+def test_tracked_run_that_raises_is_closed_with_the_error(store, error, status, text):
     ids = []
     with pytest.raises(error), tracking.tracked_run("search", "outer", {}) as outer:
         ids.append(outer)
@@ -47,7 +54,7 @@ def test_tracked_run_that_raises_is_closed_with_the_error(store, error, status):
             ids.append(inner)
             raise error("boom")
     assert [tracking.find_run(run_id).status for run_id in ids] == [status, status]
-    assert "boom" in tracking.find_run(ids[1]).tags["error"]
+    assert tracking.find_run(ids[1]).tags["error"] == text
     assert tracking.find_run(ids[1]).tags["mlflow.parentRunId"] == ids[0]
 
 
