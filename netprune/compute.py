@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from netprune.winograd import WinogradConvolutions
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
 PROBE_IMAGES = 64
@@ -31,12 +33,14 @@ class Format:
     bf16: bool = False
     """Autocast to bfloat16: weights and sums stay fp32."""
     channels_last: bool = False
+    winograd: bool = False
+    """Wide 3×3 convolutions by Winograd's algorithm (`netprune.winograd`): in fp32, on a CPU."""
     compiled: bool = False
     """Through torch.compile; in training only."""
 
     def __str__(self) -> str:
         number, layout = "bf16" if self.bf16 else "fp32", "channels_last" if self.channels_last else "contiguous"
-        return f"{number}, {layout}{', compiled' if self.compiled else ''}"
+        return f"{number}, {layout}{', winograd' if self.winograd else ''}{', compiled' if self.compiled else ''}"
 
     def layout(self, value: Tensor) -> Tensor:
         """`(N, C, H, W)` in this layout."""
@@ -53,7 +57,8 @@ class Format:
 
         Autocast's cache of cast weights is off: it would go on with the old ones after a weight has changed.
         """
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+        convolutions = WinogradConvolutions() if self.winograd else nullcontext()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16, cache_enabled=False), convolutions:
             yield
 
 
@@ -115,6 +120,8 @@ def choose_format(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[For
     bf16 = training_seconds(model, images[:4], labels[:4], Format(bf16=True, channels_last=True))
     numbers = (False, True) if bf16 < HOPELESS * rough else (False,)
     forms = [Format(bf16=b, channels_last=c) for b in numbers for c in (False, True)]
+    if images.device.type == "cpu":
+        forms.append(Format(channels_last=True, winograd=True))
     seconds = {form: training_seconds(model, images[:count], labels[:count], form) for form in forms}
     found = min(seconds, key=lambda form: seconds[form] * (1 if form == Format() else WORTH))
     return found, seconds[found]
@@ -125,7 +132,7 @@ def compiled_if_faster(model: nn.Module, images: Tensor, labels: Tensor, form: F
 
     A device or machine on which nothing can be compiled (no compiler, say) keeps `form`.
     """
-    compiled = replace(form, compiled=True)
+    compiled = replace(form, compiled=True, winograd=False)
     try:
         faster = training_seconds(model, images, labels, compiled) * WORTH < training_seconds(
             model, images, labels, form

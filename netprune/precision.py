@@ -13,7 +13,7 @@ from netprune.errors import InputError
 from netprune.loader import normalise
 from netprune.recipes import TrainConfig
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "winograd"]
 PRECISIONS = get_args(Precision)
 COMPILE_AFTER_SECONDS = 30 * 60
 
@@ -25,8 +25,8 @@ def fit_to_device(
 
     `auto` measures for a few seconds which format is fastest for this network on its device; where the training takes
     over half an hour, compilation is tried as well, which takes a minute. What it chooses may hang on what else the
-    machine does. `fp32` and `bf16` are channels_last in that number format without a choice, so that the same seed
-    gives the same bits on the same machine.
+    machine does. `fp32`, `bf16` and `winograd` (fp32 with wide 3×3 convolutions by Winograd's algorithm, on a CPU) are
+    channels_last without a choice, so that the same seed gives the same bits on the same machine.
 
     Args:
         model: left alone.
@@ -38,14 +38,17 @@ def fit_to_device(
         The recipe, and seconds an epoch.
 
     Raises:
-        InputError: for an unknown precision.
+        InputError: for an unknown precision, or winograd on another device than a CPU.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
+    device = next(model.parameters()).device.type
+    if precision == "winograd" and device != "cpu":
+        raise InputError(f"precision winograd is for a CPU, and this is {device}: choose another one.")
     split = dataset.train.first(config.batch_size)
     images = normalise(split.images, dataset)
     if precision != "auto":
-        found = Format(bf16=precision == "bf16", channels_last=True)
+        found = Format(bf16=precision == "bf16", winograd=precision == "winograd", channels_last=True)
         seconds = training_seconds(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
         return replace(config, format=found), seconds * len(dataset.train)
     found, seconds = choose_format(model, images, split.labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import optuna
@@ -20,17 +20,17 @@ from netprune.seeding import Seen, boundary, propose
 from sweeps.scores import Tried, lineage
 
 FLOOR, DENSITY, OFFSET = "accuracy_floor", "density", "offset/"
-WORST = 0.1
-"""The largest shortfall that a sampler is told of: a network that guesses is no worse than one ten points short, and
-would only flatten the model of what lies near the floor."""
-REGION, BELOW, ABOVE = 0.2, 1.6, 1.15
-"""How far around the smallest feasible trial a sampler looks: offsets either way, and factors of density."""
+REGION = 0.2
+"""How far around the best trial's offsets a sampler looks, either way."""
+FAR = math.log(2.0)
+"""How far a trial's logarithm of density may be from the next one's for a sampler to be told of it: accuracy over that
+is bent, and what it would come to at the aim would be a guess."""
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
     "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=1),
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=1, constant_liar=True),
     "random": lambda seed: RandomSampler(seed=seed),
 }
-"""Those that heed a constraint, and the control."""
+"""Optuna's, and the control."""
 UNTRAINED = 0.05
 """Finetune epochs that a network counts as having had that has had none."""
 
@@ -50,14 +50,10 @@ class Aims:
         """For the next trial's network, which will have been trained as long as any, and then some."""
         if self.confirm_epochs is None:
             return floor
-        had = _trained(lineage(tried))
-        will = max(had.values(), default=0.0) + (self.epochs or UNTRAINED)
-        ended = [one for one in tried if not one.score.stopped]
-        if not ended:
+        if all(one.score.stopped for one in tried):
             return aim(floor, self.images, 0.0)
-        near = min(ended, key=lambda one: abs(one.score.accuracy - floor))
-        plane = _plane(ended, had, near.point.density)
-        return aim(floor, self.images, plane.more(will, will + self.confirm_epochs))
+        outlook = _Outlook(tried, floor, self.epochs)
+        return aim(floor, self.images, outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs))
 
 
 class Proposer:
@@ -93,10 +89,7 @@ class Proposer:
         where = boundary(self._seen(tried), goal, more=self.aims.epochs, least=self.space.least, most=self.space.most)
         known = [*(one.point for one in tried), *running]
         point = propose(where, self.space, running, known, self.others)
-        if point is not None:
-            return point
-        met = any(one.score.meets(goal) for one in tried)
-        return ask(self.sampler(self.seed + number), self.space, goal if met else floor, tried, running)
+        return point or ask(self.sampler(self.seed + number), self.space, goal, self.aims.epochs, tried, running)
 
     def _seen(self, tried: Sequence[Tried]) -> list[Seen]:
         had = _trained(lineage(tried))
@@ -131,41 +124,75 @@ def _plane(tried: Sequence[Tried], had: Mapping[int, float], near: float) -> Rec
     )
 
 
-def ask(sampler: BaseSampler, space: Space, floor: float, tried: Sequence[Tried], running: Sequence[Point]) -> Point:
-    """What the sampler proposes next for one floor.
+def ask(
+    sampler: BaseSampler,
+    space: Space,
+    goal: float,
+    epochs: float,
+    tried: Sequence[Tried],
+    running: Sequence[Point],
+) -> Point:
+    """The density at which a trial should just come to an accuracy, with the offsets that the sampler proposes.
 
-    It is asked in memory, with each trial's constraint as that floor has it (a stored constraint is of one floor), each
-    accuracy as it would be had the trial's network been trained as long as the next one's will have been, the logarithm
-    of bytes for bytes, and within a region around the smallest trial that meets the floor (the most accurate one while
-    none does): a model of a few dozen noisy trials holds near by at most, and over the whole space most proposals would
-    be its corners (after SCBO, Eriksson & Poloczek 2021, arXiv:2002.08526).
+    The density is no question for a sampler: `Recovery` knows it from all trials, and a trial far from the floor says
+    little about it. So the sampler has the offsets alone, and one value without a constraint: the logarithm of the
+    bytes at which a trial with these offsets would come to the goal. That is its own, moved along the plane by what its
+    accuracy, brought to the finetune epochs that the next network will have had, is above the goal. Offsets are looked
+    for around those of the best trial: a model of a few dozen noisy ones holds near by at most (after TuRBO, Eriksson
+    et al. 2019, arXiv:1910.01739).
 
     Args:
         sampler: fresh, with a seed of its own.
         space: that is searched.
-        floor: the accuracy to be met, in [0, 1].
-        tried: trials with a result.
+        goal: the accuracy to come to, in [0, 1].
+        epochs: finetune epochs of a trial.
+        tried: trials with a result; at least one ran to its end.
         running: points that workers are trying now, so that no two ask for the same.
     """
-    memory = optuna.create_study(sampler=sampler)
-    region = _region(space, tried, floor)
-    distributions: dict[str, BaseDistribution] = {**region}
-    for one in _grown(tried, floor):
+    outlook = _Outlook(tried, goal, epochs)
+    density = min(space.most, max(space.least, outlook.plane.density_at(goal, outlook.epochs)))
+
+    def value(one: Tried) -> float:
+        return math.log(max(1, one.score.size_bytes)) + (goal - outlook.accuracy(one)) / outlook.plane.slope
+
+    close = [one for one in tried if abs(math.log(one.point.density / density)) <= FAR] or [outlook.near]
+    centre = min(close, key=value).point
+    region = {
+        f"{OFFSET}{name}": FloatDistribution(max(-REACH, middle - REGION), min(REACH, middle + REGION))
+        for name, middle in centre.offsets.items()
+    }
+    memory, distributions = optuna.create_study(sampler=sampler), dict[str, BaseDistribution](region)
+    for one in close:
         if _inside(one.point, region):
-            memory.add_trial(
-                create_trial(
-                    params=parameters(one.point),
-                    distributions=distributions,
-                    value=math.log(max(1, one.score.size_bytes)),
-                    constraints={FLOOR: min(WORST, one.score.shortfall(floor))},
-                )
-            )
+            params = _offsets(one.point)
+            memory.add_trial(create_trial(params=params, distributions=distributions, value=value(one)))
     for point in running:
         if _inside(point, region):
-            known = create_trial(state=TrialState.RUNNING, params=parameters(point), distributions=distributions)
+            known = create_trial(state=TrialState.RUNNING, params=_offsets(point), distributions=distributions)
             memory.add_trial(known)
     with np.errstate(invalid="ignore"):  # the GP divides zero by zero once it is sure of its answer, and heeds it
-        return point_of(memory.ask(distributions).params)
+        found = memory.ask(distributions).params
+    if any(_offsets(point) == found for point in (*running, *(one.point for one in tried))):
+        # sure of its answer, it gives it again, and at much the same density that would teach nothing
+        memory.sampler = RandomSampler(seed=len(tried) + len(running))
+        found = memory.ask(distributions).params
+    return point_of({DENSITY: density, **found})
+
+
+class _Outlook:
+    """What the next trial's network may be expected to come to, near an accuracy."""
+
+    def __init__(self, tried: Sequence[Tried], accuracy: float, epochs: float) -> None:
+        ended = [one for one in tried if not one.score.stopped]
+        self.had = _trained(lineage(tried))
+        self.near = min(ended, key=lambda one: abs(one.score.accuracy - accuracy))
+        self.plane = _plane(ended, self.had, self.near.point.density)
+        self.epochs = max(self.had.values()) + epochs
+        """Finetune epochs that it will have had in all: it goes on from the others."""
+
+    def accuracy(self, one: Tried) -> float:
+        """What a trial would have come to, had its network had as many; of one that stopped, at most."""
+        return one.score.accuracy + max(0.0, self.plane.more(self.had[one.number], self.epochs))
 
 
 def whole(space: Space) -> dict[str, FloatDistribution]:
@@ -176,7 +203,11 @@ def whole(space: Space) -> dict[str, FloatDistribution]:
 
 def parameters(point: Point) -> dict[str, float]:
     """A point as Optuna has it: parameter → value."""
-    return {DENSITY: point.density, **{f"{OFFSET}{name}": value for name, value in point.offsets.items()}}
+    return {DENSITY: point.density, **_offsets(point)}
+
+
+def _offsets(point: Point) -> dict[str, float]:
+    return {f"{OFFSET}{name}": value for name, value in point.offsets.items()}
 
 
 def point_of(params: Mapping[str, float]) -> Point:
@@ -185,40 +216,5 @@ def point_of(params: Mapping[str, float]) -> Point:
     return Point(density=params[DENSITY], offsets=offsets)
 
 
-def _grown(tried: Sequence[Tried], floor: float) -> list[Tried]:
-    """With each accuracy brought to the finetune epochs of a network that goes on from the best one."""
-    trained = [one for one in tried if not one.score.stopped]
-    if not trained:
-        return list(tried)
-    had, best = _trained(lineage(tried)), _best(trained, floor)
-    plane, most = _plane(trained, had, best.point.density), had[best.number] + best.score.epochs
-
-    def grown(one: Tried) -> Tried:
-        more = max(0.0, plane.more(had[one.number], most))
-        return replace(one, score=replace(one.score, accuracy=one.score.accuracy + more))
-
-    return [one if one.score.stopped else grown(one) for one in tried]
-
-
-def _best(tried: Sequence[Tried], floor: float) -> Tried:
-    """The smallest that meets the floor; the most accurate, if none does."""
-    feasible = [one for one in tried if one.score.meets(floor)]
-    if feasible:
-        return min(feasible, key=lambda one: (one.score.size_bytes, -one.score.accuracy))
-    return max(tried, key=lambda one: (not one.score.stopped, one.score.accuracy))
-
-
-def _region(space: Space, tried: Sequence[Tried], floor: float) -> dict[str, FloatDistribution]:
-    if not tried:
-        return whole(space)
-    centre = _best(tried, floor).point
-    around = {
-        f"{OFFSET}{name}": FloatDistribution(max(-REACH, value - REGION), min(REACH, value + REGION))
-        for name, value in centre.offsets.items()
-    }
-    least = max(space.least, centre.density / BELOW)
-    return {DENSITY: FloatDistribution(least, min(space.most, centre.density * ABOVE), log=True), **around}
-
-
 def _inside(point: Point, region: Mapping[str, FloatDistribution]) -> bool:
-    return all(region[name].low <= value <= region[name].high for name, value in parameters(point).items())
+    return all(region[name].low <= value <= region[name].high for name, value in _offsets(point).items())

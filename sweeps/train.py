@@ -32,7 +32,9 @@ FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed"
 )
 @click.option("--grad-clip", type=AutoOr(float), default=AUTO, help="Gradient values are clipped to ± this.")
 @click.option(
-    "--precision", default="auto", help="auto: what is fastest here; fp32 or bf16 repeat themselves bit by bit."
+    "--precision",
+    default="auto",
+    help="auto: what is fastest here; fp32, bf16, or winograd (fp32, wide layers faster) repeat themselves bit by bit.",
 )
 @click.option("--seed", default=0, help="Initial weights, order, crops, flips and dropout.")
 @click.option(

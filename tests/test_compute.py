@@ -215,6 +215,15 @@ def test_choose_format_takes_the_fastest(monkeypatch, net, bf16, channels_last):
     assert choose_format(net, images(64), LABELS) == (best, 1e-3)
 
 
+def test_choose_format_takes_winograds_convolutions_where_they_are_fastest(monkeypatch, net):
+    asked = trained(monkeypatch, lambda form: 1e-3 if form.winograd else 2e-3)
+    assert choose_format(net, images(64), LABELS) == (Format(winograd=True, channels_last=True), 1e-3)
+    asked.clear()
+    choose_format(net.to("meta"), images(64).to("meta"), LABELS)
+    assert asked
+    assert not any(form.winograd for form, _ in asked)  # a GPU's library has its own
+
+
 def test_choose_format_stays_plain_for_less_than_it_is_worth(monkeypatch, net):
     trained(monkeypatch, lambda form: 1.0 if form == Format() else 0.96)
     assert choose_format(net, images(64), LABELS)[0] == Format()
@@ -243,6 +252,8 @@ def test_compiled_if_faster_compiles_only_where_that_pays(monkeypatch, net, comp
     trained(monkeypatch, lambda form: compiled if form.compiled else 1.0)
     plain = Format(channels_last=True)
     assert compiled_if_faster(net, images(8), LABELS[:8], plain) == replace(plain, compiled=expected)
+    ours = replace(plain, winograd=True)
+    assert compiled_if_faster(net, images(8), LABELS[:8], ours) == (replace(plain, compiled=True) if expected else ours)
 
 
 @pytest.mark.parametrize(("bf16", "channels_last"), FORMS)

@@ -12,8 +12,8 @@ TREES = {
 }
 COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "export", "pipeline")
 LAYERS = (
-    {"errors", "compute"},
-    {"entropy", "container", "files", "distillation", "shares"},
+    {"errors", "winograd"},
+    {"compute", "entropy", "container", "files", "distillation", "shares"},
     {"models", "image_folder", "saliency", "words", "recipes", "distributed"},
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
     {"streaming", "tensors", "proportions", "bounds"},

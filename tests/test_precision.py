@@ -21,7 +21,8 @@ def test_fit_to_device_gives_a_format_of_that_precision_and_leaves_the_network_a
     digest, modes, state = weights_digest(tiny_net), [m.training for m in tiny_net.modules()], torch.get_rng_state()
     config, seconds = fit_to_device(tiny_net, tiny_dataset, SHORT, precision)
     assert replace(config, format=Format()) == SHORT
-    assert precision == "auto" or config.format == Format(bf16=precision == "bf16", channels_last=True)
+    asked = Format(bf16=precision == "bf16", winograd=precision == "winograd", channels_last=True)
+    assert precision == "auto" or config.format == asked
     assert not config.format.compiled  # a training of seconds is not worth it
     assert 0 < seconds < 60
     assert weights_digest(tiny_net) == digest
@@ -42,5 +43,10 @@ def test_fit_to_device_of_a_long_training_tries_compilation(tiny_dataset, tiny_n
 
 
 def test_fit_to_device_of_an_unknown_precision_names_the_known_ones(tiny_dataset, tiny_net):
-    with pytest.raises(InputError, match=r"precision is 'fp8'; it must be auto, fp32 or bf16"):
+    with pytest.raises(InputError, match=r"precision is 'fp8'; it must be auto, fp32, bf16 or winograd"):
         fit_to_device(tiny_net, tiny_dataset, SHORT, "fp8")
+
+
+def test_fit_to_device_of_winograd_off_the_cpu_is_refused(tiny_dataset, tiny_net):
+    with pytest.raises(InputError, match=r"precision winograd is for a CPU, and this is meta"):
+        fit_to_device(tiny_net.to("meta"), tiny_dataset, SHORT, "winograd")

@@ -1,5 +1,6 @@
 """The study: the smallest that keeps a floor, however often it is stopped and gone on with."""
 
+import itertools
 import math
 import time
 
@@ -10,7 +11,7 @@ from optuna.trial import TrialState
 from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
-from sweeps.proposing import DENSITY, FLOOR, OFFSET, SAMPLERS, Aims, Proposer, ask, expected, parameters, whole
+from sweeps.proposing import DENSITY, OFFSET, REGION, SAMPLERS, Aims, Proposer, ask, expected, parameters, whole
 from sweeps.scores import Score, Tried, lineage
 from sweeps.storage import JOURNAL
 from sweeps.study import FAILURES, Limits, SparsityStudy
@@ -19,6 +20,7 @@ LAYERS = {"a": 1_000, "b": 9_000}
 PATH = ((0.01, {"a": 0.9, "b": 0.999}), (0.1, {"a": 0.5, "b": 0.9444}), (0.6, {"a": 0.1, "b": 0.4333}))
 CONSTANTS = {"floor": 0.8, "epochs": 1, "digest": "abc"}
 ZERO = dict.fromkeys(LAYERS, 0.0)
+STARTS = [Point(density=d, offsets=ZERO) for d in (0.4, 0.3, 0.2, 0.15, 0.12, 0.1)]
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +44,19 @@ def another(_tried, _running, number, _spent):
     return Point(density=0.5 * 0.97**number, offsets=ZERO)
 
 
-def sampled(study, sampler="tpe", seed=0, begin=()):
+def sampled(study, sampler="tpe", seed=0, begin=STARTS[:1]):
     """Some points to begin with, and then the sampler, which looks for the study's floors in turn."""
 
     def propose(tried, running, number, _spent):
         if number < len(begin):
             return begin[number]
         floor = study.floors[number % len(study.floors)]
-        return ask(SAMPLERS[sampler](seed + number), study.space, floor, tried, running)
+        return ask(SAMPLERS[sampler](seed + number), study.space, floor, 0.0, tried, running)
 
     return propose
 
 
-def proposer(study, *, confirm_epochs=None, others=lambda _: [], epochs=1.0):
+def proposer(study, *, confirm_epochs=None, others=lambda _: [], epochs=0.0):
     """What a search proposes."""
     aims = Aims(images=5000, epochs=epochs, confirm_epochs=confirm_epochs)
     return Proposer(study.space, study.floors, aims, others, sampler="tpe", seed=0)
@@ -150,9 +152,6 @@ def test_study_trial_that_stopped_early_is_never_feasible():
     assert study._study.best_trial.value == 400
 
 
-STARTS = [Point(density=d, offsets=ZERO) for d in (0.4, 0.3, 0.2, 0.15, 0.12, 0.1)]
-
-
 @pytest.mark.parametrize(("sampler", "count"), [("gp", 18), ("tpe", 40)])
 def test_study_sampler_finds_smaller_networks_than_the_path_and_heeds_the_floor(sampler, count):
     study = make_study()
@@ -213,8 +212,8 @@ def test_ask_knows_of_trials_that_run_elsewhere(sampler):
     study = make_study()
     run(study, Listed(*[(500, 0.9)] * 6), 6)
     running = []
-    for _ in range(16):  # workers that all ask with the same seed
-        running.append(ask(SAMPLERS[sampler](1), study.space, 0.8, study.tried, running))
+    for seed in range(16):
+        running.append(ask(SAMPLERS[sampler](seed), study.space, 0.8, 0.0, study.tried, running))
     assert len({tuple(parameters(point).values()) for point in running}) == 16
 
 
@@ -385,9 +384,10 @@ def test_study_parameters_in_the_store_are_the_spaces_own():
     assert trials()[0].params.keys() == {DENSITY, f"{OFFSET}a", f"{OFFSET}b"}
 
 
-def tried(number, density, accuracy, *, epochs=1.0, start=None, stopped=""):
+def tried(number, density, accuracy, *, epochs=1.0, start=None, stopped="", offset=0.0):
+    """Bytes in proportion to density; `offset` is layer a's."""
     found = score(round(1e6 * density), accuracy, number, epochs=epochs, start=start, stopped=stopped)
-    return Tried(number, Point(density=density, offsets=ZERO), found)
+    return Tried(number, Point(density=density, offsets={**ZERO, "a": offset}), found)
 
 
 def test_lineage_adds_up_the_epochs_of_all_that_a_trial_went_on_from():
@@ -400,22 +400,71 @@ def test_lineage_adds_up_the_epochs_of_all_that_a_trial_went_on_from():
     assert lineage(found) == {0: 1.0, 2: 1.5, 3: 1.0, 5: 2.5}
 
 
+def told(monkeypatch):
+    """What a sampler is told from now on: offset of layer a → values."""
+    seen, add = {}, optuna.Study.add_trial
+
+    def spy(self, trial):
+        assert trial.constraints == {}
+        seen.setdefault(trial.params[f"{OFFSET}a"], []).append(trial.value)
+        add(self, trial)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", spy)
+    return seen
+
+
+def test_ask_takes_the_density_at_which_the_plane_comes_to_the_goal():
+    # an e-fold of density is 5 points, one of epochs 1
+    found = [
+        tried(i, density, 0.8 + 0.05 * math.log(density / 0.2) + 0.01 * math.log(epochs), epochs=epochs)
+        for i, (density, epochs) in enumerate(itertools.product((0.1, 0.15, 0.2, 0.25, 0.3), (1.0, 1.5, 2.0)))
+    ]
+    for goal in (0.78, 0.8, 0.81):
+        point = ask(SAMPLERS["random"](0), make_study().space, goal, 1.0, found, [])
+        expected_density = 0.2 * math.exp((goal - 0.8 - 0.01 * math.log(3.0)) / 0.05)
+        assert point.density == pytest.approx(expected_density, rel=0.05)
+
+
+@pytest.mark.parametrize(("goal", "density"), [(0.1, 0.01), (0.999, 0.6)])
+def test_ask_stays_within_the_space(goal, density):
+    found = [tried(i, d, 0.8 + 0.05 * math.log(d / 0.2)) for i, d in enumerate((0.1, 0.2, 0.3))]
+    assert ask(SAMPLERS["random"](0), make_study().space, goal, 1.0, found, []).density == density
+
+
+def test_ask_weighs_a_trial_by_the_bytes_at_which_it_would_come_to_the_goal(monkeypatch):
+    study, seen = make_study(), told(monkeypatch)
+    accuracies = {0.15: 0.785, 0.2: 0.801, 0.25: 0.811, 0.3: 0.82}
+    found = [tried(i, density, accuracy) for i, (density, accuracy) in enumerate(accuracies.items())]
+    found += [tried(8, 0.2, 0.811, offset=0.1), tried(9, 0.25, 0.801, offset=-0.1)]
+    ask(SAMPLERS["gp"](0), study.space, 0.8, 0.0, found, [])
+    assert seen[0.1] < [min(seen[0.0])]
+    assert seen[-0.1] > [max(seen[0.0])]
+    values = [*seen[0.0], *seen[0.1], *seen[-0.1]]
+    moved = [value - math.log(one.score.size_bytes) for value, one in zip(values, found, strict=True)]
+    slopes = [(0.8 - one.score.accuracy) / by for by, one in zip(moved, found, strict=True)]
+    assert min(slopes) == pytest.approx(max(slopes))
+    assert 0.03 < slopes[0] < 0.06
+
+
 def test_ask_judges_an_early_trial_as_if_it_had_been_trained_as_long_as_the_next_will_be(monkeypatch):
-    told = {}
-    add = optuna.Study.add_trial
-    monkeypatch.setattr(
-        optuna.Study, "add_trial", lambda self, t: (told.update({t.params[DENSITY]: t.constraints}), add(self, t))[1]
-    )
+    study, seen = make_study(), told(monkeypatch)
     chain = [tried(0, 0.30, 0.79)]
     chain += [tried(i, 0.30, 0.79 + 0.01 * math.log(i + 1), start=i - 1) for i in range(1, 8)]
-    study = make_study()
-    ask(SAMPLERS["gp"](0), study.space, 0.8, [*chain, tried(9, 0.31, 0.795), tried(10, 0.32, 0.1, stopped="x")], [])
-    # 0.795 after one epoch, about a point an e-fold: by nine epochs at the floor; what was stopped never
-    assert told[0.31][FLOOR] < 0
-    assert told[0.32][FLOOR] == pytest.approx(0.1)
-    told.clear()
-    ask(SAMPLERS["gp"](0), study.space, 0.8, [tried(0, 0.30, 0.81), tried(1, 0.31, 0.795)], [])
-    assert told[0.31][FLOOR] > -0.005
+    early, stopped = tried(9, 0.30, 0.79, offset=0.1), tried(10, 0.30, 0.70, offset=-0.1, stopped="x")
+    ask(SAMPLERS["gp"](0), study.space, 0.8, 1.0, [*chain, early, stopped], [])
+    assert seen[0.1] == pytest.approx(seen[0.0][:1], abs=0.1)  # about a point an e-fold, as the chain
+    assert min(seen[-0.1]) > max(seen[0.0]) + 1
+
+
+def test_ask_looks_around_the_best_trials_offsets_and_is_not_told_of_densities_far_away(monkeypatch):
+    study, seen = make_study(), told(monkeypatch)
+    path = [tried(i, d, 0.8 + 0.05 * math.log(d / 0.2)) for i, d in enumerate((0.15, 0.2, 0.25, 0.3))]
+    best_one, far = tried(9, 0.2, 0.83, offset=0.7), tried(10, 0.02, 0.5, offset=0.6)
+    for seed in range(5):
+        point = ask(SAMPLERS["random"](seed), study.space, 0.8, 0.0, [*path, best_one, far], [])
+        assert abs(point.offsets["a"] - 0.7) <= REGION
+        assert abs(point.offsets["b"]) <= REGION
+    assert seen.keys() == {0.7}
 
 
 def test_limits_spent_is_of_the_tightest():
