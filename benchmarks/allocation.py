@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
-from netprune.allocation import ALLOCATORS, Basis, kept_norm, knapsack
+from netprune.allocation import ALLOCATORS, Basis
 from netprune.masks import Sparsity
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, prune_and_finetune, pruned_copy
 from netprune.recipes import TrainConfig, recipe
+from netprune.rules import kept_norm, knapsack
 from netprune.scanner import scan
 from netprune.training import Held, train
 

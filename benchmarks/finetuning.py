@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
-from netprune.allocation import kept_norm
 from netprune.evaluation import evaluate
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, prune_and_finetune, pruned_copy
 from netprune.recalibration import recalibrate
 from netprune.recipes import FINETUNE, TrainConfig, recipe
+from netprune.rules import kept_norm
 
 DENSITIES = (0.1, 0.05, 0.02)
 QUICK_DENSITIES = (0.05,)

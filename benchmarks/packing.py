@@ -31,15 +31,16 @@ from torch import nn
 
 from benchmarks.other_files import LOSSLESS, State
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
-from netprune.allocation import kept_norm
 from netprune.compute import Format
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity, apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights, read_state_dict, weights_digest
 from netprune.packing import PackedHeader, pack, unpack
-from netprune.pruning import PruneConfig, codebook_training, prune_and_finetune, quantise_and_train
+from netprune.pruning import PruneConfig, prune_and_finetune
 from netprune.quantise import Values, quantise
 from netprune.recipes import TrainConfig
+from netprune.rounding import codebook_training, quantise_and_train
+from netprune.rules import kept_norm
 from netprune.training import Held, train
 
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
@@ -131,7 +132,7 @@ def trained(subject: Subject, setting: Setting, values: Values, path: Path) -> S
             masks = {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
             train(model, part, recipe, held=Held(masks=masks))
         else:
-            quantise_and_train(model, setting.dataset, PruneConfig(finetune=finetune, values=values))
+            quantise_and_train(model, setting.dataset, values, finetune=finetune)
         torch.save(model.state_dict(), path)
     return replace(subject, model=model)
 

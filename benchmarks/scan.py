@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
-from netprune.allocation import knapsack
 from netprune.curves import fit_all
 from netprune.data import Dataset
 from netprune.loader import normalise
 from netprune.models import prunable_weights
+from netprune.rules import knapsack
 from netprune.scanner import ScanConfig, ScanRecord, scan
 from netprune.sensitivity import Sensitivity
 

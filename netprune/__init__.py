@@ -2,10 +2,7 @@
 
 from netprune.allocation import ALLOCATORS as ALLOCATORS
 from netprune.allocation import Basis as Basis
-from netprune.allocation import equal_slope as equal_slope
 from netprune.allocation import find_allocator as find_allocator
-from netprune.allocation import kept_norm as kept_norm
-from netprune.allocation import knapsack as knapsack
 from netprune.bounds import find_bounds as find_bounds
 from netprune.budget import fit_bytes as fit_bytes
 from netprune.budget import packed_bytes as packed_bytes
@@ -28,6 +25,9 @@ from netprune.pruning import finetuning as finetuning
 from netprune.pruning import prune_candidate as prune_candidate
 from netprune.recipes import TrainConfig as TrainConfig
 from netprune.recipes import recipe as recipe
+from netprune.rules import equal_slope as equal_slope
+from netprune.rules import kept_norm as kept_norm
+from netprune.rules import knapsack as knapsack
 from netprune.scanner import ScanConfig as ScanConfig
 from netprune.scanner import scan as scan
 from netprune.size import measure_size as measure_size

@@ -16,19 +16,18 @@ from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.gradients import gradients_for
-from netprune.loader import steps_per_epoch
 from netprune.masks import Masks, Sparsity, apply_masks, make_masks, measured_sparsity
 from netprune.packing import PackedHeader, pack, unpack
-from netprune.quantise import Values, quantise, settle
+from netprune.quantise import Values
 from netprune.recalibration import recalibrate
 from netprune.recipes import FINETUNE, TrainConfig
+from netprune.rounding import quantise_and_train
 from netprune.saliency import find_saliency
 from netprune.size import measure_size
 from netprune.training import CHECK_IMAGES, NOBODY, Callbacks, Held, train
 
 HAD_STEPS = 10**6
 """To so many parts of an epoch earlier finetunings are told apart."""
-CODEBOOK_SHARE, CODEBOOK_STEPS, CODEBOOK_LR = 0.25, 40, 0.002
 RECALIBRATED = 512
 """Training images that batch statistics are taken on again before a finetuning."""
 
@@ -251,7 +250,7 @@ def prune_candidate(
     if callbacks.on_finetuned is not None:
         callbacks.on_finetuned(model)
     with _timed(seconds, "quantise"):
-        quantise_and_train(model, dataset, config, dense)
+        quantise_and_train(model, dataset, config.values, finetune=config.finetune, teacher=dense, spared=config.spared)
     with _timed(seconds, "pack"):
         data = pack(model, header)
         # a file does not say how to build a network of the user's own class: it is loaded into one that is there
@@ -272,37 +271,6 @@ def prune_candidate(
         seconds=seconds,
     )
     return result, data
-
-
-def quantise_and_train(
-    model: nn.Module, dataset: Dataset, config: PruneConfig, teacher: nn.Module | None = None
-) -> None:
-    """Round `model` in place to what its file will hold; a codebook is then trained, unless nothing is.
-
-    At width 16 that brings a 4-bit codebook back to within about a point of fp32 values (README, The file).
-    """
-    labels = quantise(model, config.values, config.spared)
-    if not labels or config.finetune is None:
-        return
-    part, recipe = codebook_training(dataset, config.finetune)
-    train(model, part, recipe, held=Held(labels=labels, teacher=teacher))
-    settle(model, labels)
-
-
-def codebook_training(dataset: Dataset, finetune: TrainConfig) -> tuple[Dataset, TrainConfig]:
-    """How a codebook is trained after a finetuning: a quarter of an epoch at a low peak; 40 steps if that is more.
-
-    By Adam, whose steps are equal where gradients are, so that weights that share an entry go on sharing it; Muon's are
-    not.
-    """
-    steps = steps_per_epoch(len(dataset.train), finetune.batch_size)
-    epochs, part = 1, dataset
-    if steps * CODEBOOK_SHARE >= CODEBOOK_STEPS:
-        part = dataset.part(CODEBOOK_SHARE, seed=finetune.seed)
-    else:
-        epochs = math.ceil(CODEBOOK_STEPS / steps)
-    adam = {name: getattr(TrainConfig(), name) for name in ("optimizer", "schedule", "weight_decay", "grad_clip")}
-    return part, replace(finetune, epochs=epochs, max_lr=CODEBOOK_LR, gradual=0.0, **adam)
 
 
 @contextmanager

@@ -178,13 +178,15 @@ def data_options(default: str) -> Decorator:
     )
 
 
+network_option = click.option(
+    "--model",
+    default="net10",
+    help=f"Network: {', '.join(sorted(MODELS))}, or module:function of your own, which is given the number of "
+    f"classes and gives a torch.nn.Module.",
+)
+
 model_options = _stack(
-    click.option(
-        "--model",
-        default="net10",
-        help=f"Network: {', '.join(sorted(MODELS))}, or module:function of your own, which is given the number of "
-        f"classes and gives a torch.nn.Module.",
-    ),
+    network_option,
     click.option("--width", default=128, help="Channels of Net10's first layer."),
     click.option("--weights", default="", help="File with a plain state dict to start from."),
     click.option(
@@ -197,6 +199,15 @@ model_options = _stack(
     ),
 )
 
+bounds_options = _stack(
+    click.option(
+        "--keep", default="", help="Layers that are never pruned, by patterns: conv1.*,fc; a density is of the others."
+    ),
+    click.option(
+        "--limit", default="", help="Largest sparsity of layers, in [0, 1], by patterns: res2.*=0.99,conv4*=0.95."
+    ),
+)
+
 source_options = _stack(
     click.option(
         "--model-uri",
@@ -204,12 +215,7 @@ source_options = _stack(
         help="Dense model: a run id, models:/NAME/VERSION or models:/NAME@ALIAS; default: the newest trained.",
     ),
     model_options,
-    click.option(
-        "--keep", default="", help="Layers that are never pruned, by patterns: conv1.*,fc; a density is of the others."
-    ),
-    click.option(
-        "--limit", default="", help="Largest sparsity of layers, in [0, 1], by patterns: res2.*=0.99,conv4*=0.95."
-    ),
+    bounds_options,
 )
 
 

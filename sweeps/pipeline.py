@@ -1,4 +1,4 @@
-"""The whole job on the embedded digits: `mlflow run .` or `python -m sweeps.pipeline`."""
+"""The whole job: `mlflow run .` or `python -m sweeps.pipeline`; on the embedded digits if nothing else is said."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from netprune.recipes import TrainConfig
 from sweeps import tracking
-from sweeps.command import command, data_options
+from sweeps.command import bounds_options, command, data_options, network_option
 from sweeps.stages.pipeline import run_pipeline
 from sweeps.stages.registering import registered_lines, summary_table
 from sweeps.stages.request import SearchRequest
@@ -18,7 +18,9 @@ from sweeps.stages.training import TrainRequest
 
 @command("python -m sweeps.pipeline --dataset digits --width 16 --max-drop 2 --trials 14")
 @data_options("digits")
+@network_option
 @click.option("--width", default=16, help="Channels of Net10's first layer.")
+@bounds_options
 @click.option("--epochs", default=10, help="Training epochs of the dense network.")
 @click.option("--batch-size", default=64, help="Images a step, in training and finetuning.")
 @click.option("--max-drop", default=2.0, help="Points of validation accuracy that may be lost.")
@@ -27,7 +29,10 @@ from sweeps.stages.training import TrainRequest
 @click.option("--seed", default=0, help="Of training, sampler and finetuning.")
 def main(
     *,
+    model: str,
     width: int,
+    keep: str,
+    limit: str,
     epochs: int,
     batch_size: int,
     max_drop: float,
@@ -36,10 +41,10 @@ def main(
     seed: int,
     **options: Any,
 ) -> None:
-    """Train a small Net10, scan it, search, register the winner and draw the study."""
+    """Train a network, a small Net10 by default, scan it, search, register the winner and draw the study."""
     training = TrainRequest(
         data=DataRequest.of(options),
-        source=SourceRequest(width=width),
+        source=SourceRequest(model=model, width=width, keep=keep, limit=limit),
         config=TrainConfig(epochs=epochs, batch_size=batch_size, seed=seed),
     )
     search = SearchRequest(

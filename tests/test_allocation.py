@@ -10,15 +10,18 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from netprune.allocation import (
-    ALLOCATORS,
-    BY_DAMAGE,
-    Basis,
+from netprune.allocation import ALLOCATORS, BY_DAMAGE, Basis, find_allocator
+from netprune.curves import fit_all
+from netprune.errors import InputError
+from netprune.evaluation import Evaluation
+from netprune.knapsack import BINS
+from netprune.masks import make_masks
+from netprune.models import Architecture, build_model, prunable_weights
+from netprune.rules import (
     document,
     equal_drop,
     equal_slope,
     erk,
-    find_allocator,
     global_magnitude,
     global_saliency,
     kept_norm,
@@ -27,12 +30,6 @@ from netprune.allocation import (
     shapes_of,
     uniform,
 )
-from netprune.curves import fit_all
-from netprune.errors import InputError
-from netprune.evaluation import Evaluation
-from netprune.knapsack import BINS
-from netprune.masks import make_masks
-from netprune.models import Architecture, build_model, prunable_weights
 from netprune.saliency import taylor
 from netprune.sensitivity import LayerCurve, Sensitivity
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from netprune.allocation import equal_slope, uniform
 from netprune.curves import fit
 from netprune.evaluation import Evaluation
+from netprune.rules import equal_slope, uniform
 from netprune.sensitivity import LayerCurve, Sensitivity
 from netprune.size import LayerSize, ModelSize
 from sweeps import figures

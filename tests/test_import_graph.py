@@ -31,8 +31,9 @@ LAYERS = (
         "starts",
         "recovery",
     },
-    {"curves", "grid", "confirmation"},
+    {"curves", "grid", "confirmation", "rounding"},
     {"knapsack"},
+    {"rules"},
     {"allocation"},
     {"scanner", "budget", "pruning", "pyfunc"},
     {"seeding"},
@@ -72,7 +73,10 @@ def test_import_graph_of_the_library_goes_one_way():
 
 def test_scanning_is_apart_from_what_is_made_of_a_scan():
     # rules, curves and budgets read a Sensitivity; they neither measure one nor run a network
-    reached, waiting = set(), ["netprune.allocation", "netprune.budget", "netprune.curves", "netprune.knapsack"]
+    reached, waiting = (
+        set(),
+        ["netprune.allocation", "netprune.rules", "netprune.budget", "netprune.curves", "netprune.knapsack"],
+    )
     while waiting:
         name = waiting.pop()
         reached.add(name)

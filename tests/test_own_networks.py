@@ -18,7 +18,7 @@ from netprune.models import weights_digest
 from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
 from netprune.training import train
-from sweeps import analyse, export, registry, scan_sensitivity, search_sparsity, tracking
+from sweeps import analyse, export, pipeline, registry, scan_sensitivity, search_sparsity, tracking
 from sweeps import train as train_command
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import search_command
@@ -91,6 +91,24 @@ def test_model_of_an_own_network_is_refused_without_its_name_and_nothing_is_impo
 def test_image_size_other_than_that_of_the_training_is_refused_with_both(trained):
     message = run(analyse.main, "--model", OWN, "--image-size", "24", code=1).stderr
     assert "takes images of 16×16, not 24: leave image_size at auto" in message
+
+
+def test_pipeline_of_an_own_network_goes_all_the_way_and_leaves_kept_layers_alone(photos, own_module):
+    own_module()
+    short = ["--epochs", "2", "--finetune-epochs", "1", "--trials", "2", "--max-drop", "90", "--batch-size", "16"]
+    data = ["--dataset", "photos", "--data-dir", "cache", "--image-size", "16"]
+    said = run(pipeline.main, *data, "--model", OWN, "--keep", "fc", *short).stdout
+    assert "registered: network-photos version 1, alias champion" in said
+    packed, _ = registry.fetch_model("models:/network-photos@champion", OWN)
+    assert packed.model.fc.weight.count_nonzero() == packed.model.fc.weight.numel()
+    assert (packed.model.features[0].weight == 0).any()
+
+
+def test_pipeline_with_a_pattern_that_matches_nothing_is_refused_before_the_training(photos, own_module):
+    own_module()
+    message = run(pipeline.main, "--dataset", "photos", "--data-dir", "cache", "--model", OWN, "--keep", "head", code=1)
+    assert "head" in message.stderr
+    assert tracking.find_runs({tracking.STAGE: "train"}) == []
 
 
 def test_scan_and_analyse_of_an_own_network_leave_kept_layers_alone(trained):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from netprune.allocation import document, shapes_of
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.gradients import loss_gradients
@@ -19,11 +18,12 @@ from netprune.pruning import (
     finetuning,
     prune_and_finetune,
     prune_candidate,
-    quantise_and_train,
 )
 from netprune.quantise import Values
 from netprune.recalibration import recalibrate
 from netprune.recipes import FINETUNE, TrainConfig
+from netprune.rounding import quantise_and_train
+from netprune.rules import document, shapes_of
 from netprune.saliency import SALIENCIES
 from netprune.training import Callbacks, Held, train
 
@@ -311,9 +311,9 @@ def test_prune_candidate_with_fewer_bits_scores_the_file_as_it_loads(
 def test_quantise_and_train_recovers_what_a_codebook_costs(tiny_net, tiny_dataset):
     train(tiny_net, tiny_dataset, TrainConfig(epochs=8, batch_size=16))
     plain, trained = copy.deepcopy(tiny_net), copy.deepcopy(tiny_net)
-    quantise_and_train(plain, tiny_dataset, PruneConfig(values=Values.parse("codebook:2")))
+    quantise_and_train(plain, tiny_dataset, Values.parse("codebook:2"))
     recipe = TrainConfig(epochs=1, batch_size=16)
-    quantise_and_train(trained, tiny_dataset, PruneConfig(values=Values.parse("codebook:2"), finetune=recipe))
+    quantise_and_train(trained, tiny_dataset, Values.parse("codebook:2"), finetune=recipe)
     losses = [evaluate(model, tiny_dataset.val, tiny_dataset).loss for model in (plain, trained)]
     assert losses[1] < losses[0]
 

@@ -363,10 +363,10 @@ def test_pipeline_with_nothing_confirmed_still_makes_the_page(store, monkeypatch
         raise InputError("none")
 
     monkeypatch.setattr(pipeline, "run_training", lambda _: SimpleNamespace(run_id="r"))
-    monkeypatch.setattr(pipeline, "open_source", lambda *_: None)
+    monkeypatch.setattr(pipeline, "open_source", lambda *_: SimpleNamespace(own="mynet:network"))
     monkeypatch.setattr(pipeline, "run_search", lambda *_: SimpleNamespace(study_name="small"))
     monkeypatch.setattr(pipeline, "run_register", refuse)
-    monkeypatch.setattr(pipeline, "run_report", made.append)
+    monkeypatch.setattr(pipeline, "run_report", lambda name, model: made.append((name, model)))
     with pytest.raises(InputError, match="none"):
         pipeline.run_pipeline(training, REQUEST)
-    assert made == ["small"]
+    assert made == [("small", "mynet:network")]

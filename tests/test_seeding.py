@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from netprune.allocation import ALLOCATORS, Basis, shapes_of
+from netprune.allocation import ALLOCATORS, Basis
 from netprune.recovery import NOISE
+from netprune.rules import shapes_of
 from netprune.search_space import Point, Space
 from netprune.seeding import CLOSE, DENSITIES, Boundary, Seen, best_rule, boundary, propose, ranked, seed_path
 

@@ -12,7 +12,7 @@ from sweeps.stages.registering import RegisterOutcome, run_register
 from sweeps.stages.reporting import Report, run_report
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import AUTO, DataRequest, SourceRequest, open_source
+from sweeps.stages.source import AUTO, DataRequest, open_source
 from sweeps.stages.training import TrainRequest, run_training
 
 
@@ -34,15 +34,16 @@ def run_pipeline(training: TrainRequest, search: SearchRequest) -> PipelineOutco
     with tracking.tracked_run("main", f"pipeline on {Path(training.data.dataset).name}", config) as run_id:
         report("1/4 train")
         trained = run_training(training)
-        source = open_source(SourceRequest(model_uri=trained.run_id), replace(training.data, dataset=AUTO))
+        dense = replace(training.source, model_uri=trained.run_id)
+        source = open_source(dense, replace(training.data, dataset=AUTO))
         report("2/4 scan and search")
         found = run_search(source, replace(search, study_name=search.study_name or f"main-{run_id[:8]}"))
         report("3/4 register")
         data = DataRequest(dataset=AUTO, data_dir=training.data.data_dir, device=training.data.device)
         try:
-            registered = run_register(found.study_name, "", data)
+            registered = run_register(found.study_name, "", data, source.own)
         except InputError:  # the page says why nothing is registered, and what may help
-            run_report(found.study_name)
+            run_report(found.study_name, model=source.own)
             raise
         report("4/4 report")
-        return PipelineOutcome(registered, run_report(found.study_name))
+        return PipelineOutcome(registered, run_report(found.study_name, model=source.own))

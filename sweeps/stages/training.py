@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from netprune.bounds import find_bounds
 from netprune.compute import Format
 from netprune.data import Dataset
 from netprune.distributed import ALONE, Team
@@ -143,6 +144,7 @@ def _prepare(request: TrainRequest, team: Team) -> _Ready:
     check_model(source)
     dataset, device = open_data(request.data.resolved(), team)
     model, architecture = new_network(source, dataset, request.config.seed)
+    find_bounds(model, source.keep, source.limit)  # of a pipeline: refused now, and not after the training
     if state is not None:
         load_weights(model, state, adapt_head=source.adapt_head)
     return _Ready(model.to(device), dataset, architecture, short_name(architecture, source.own), device)
