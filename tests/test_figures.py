@@ -130,7 +130,10 @@ def test_weight_histograms_count_the_weights(layers, nonzero_only):
     assert len(figure.axes) == layers
     shown = 108 if nonzero_only else 180
     for axes, name in zip(figure.axes, weights, strict=True):
-        assert sum(bar.get_height() for bar in axes.patches) == shown
+        (steps,) = axes.patches
+        counts, edges, _ = steps.get_data()
+        assert counts.sum() == shown
+        assert (edges[0], edges[-1]) == (weights[name].min(), weights[name].max())
         assert axes.get_title() == f"{name}\n{shown} of 180"
     assert draw(figure) > 1000
 

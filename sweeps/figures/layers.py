@@ -20,6 +20,7 @@ LINES = ("-", "--", "-.", ":")
 """Neighbours differ in both; 48 layers are told apart without colour."""
 GONE = 3.0
 """How far beyond the sparsest point, as a factor of density, an empty layer is drawn."""
+BINS = 101
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -85,7 +86,8 @@ def weight_histograms(weights: Weights, *, nonzero_only: bool) -> Figure:
     grid: Sequence[Axes] = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     for axes, (name, values) in zip(grid, weights.items(), strict=False):
         shown = values[values != 0] if nonzero_only else values
-        axes.hist(shown.ravel(), bins=101, color="tab:blue")
+        # one patch: a hundred bars a layer take ten times as long to draw
+        axes.stairs(*np.histogram(shown, bins=BINS), fill=True, color="tab:blue")
         axes.set_title(f"{drawn(name)}\n{shown.size:,} of {values.size:,}", fontsize="small")
         axes.tick_params(labelsize="x-small", which="both")
         if not nonzero_only:
