@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from netprune.search_space import Point
 
@@ -41,6 +42,16 @@ class Score:
     def shortfall(self, floor: float) -> float:
         """How far below the floor, at most 0 where it is met; a trial that stopped early never meets one."""
         return max(floor - self.accuracy - ROUNDING, ROUNDING if self.stopped else -1.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """With names for the shares, which JSON wants."""
+        return asdict(self) | {"checks": {str(share): accuracy for share, accuracy in self.checks.items()}}
+
+    @classmethod
+    def of_json(cls, kept: Mapping[str, Any]) -> Score:
+        """And back."""
+        checks = {float(share): accuracy for share, accuracy in kept["checks"].items()}
+        return cls(**{**kept, "checks": checks})
 
 
 @dataclass(frozen=True, slots=True)

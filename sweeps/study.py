@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -142,7 +142,10 @@ class SparsityStudy:
     @property
     def tried(self) -> list[Tried]:
         """Trials that came to a result, stopped ones included. Failed and killed ones do not count."""
-        return [_tried(trial) for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+        return [
+            Tried(trial.number, point_of(trial.params), Score.of_json(trial.user_attrs["score"]))
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        ]
 
     @property
     def done(self) -> int:
@@ -209,8 +212,8 @@ class SparsityStudy:
             trial = self._study.ask()
             try:
                 trial.set_user_attr("session", self.crew.key)
-                if not self._was_queued(trial.number) or self._is_surplus(trial.number, limits):
-                    # another worker took what was queued, or began the last trial that was due
+                if self._is_taken(trial.number) or self._is_surplus(trial.number, limits):
+                    # another worker took what was queued, is at the same point, or began the last trial that was due
                     self._study.tell(trial, state=TrialState.FAIL)
                     continue
                 score = self._evaluate(trial, evaluate)
@@ -252,7 +255,7 @@ class SparsityStudy:
 
         def record(score: Score) -> None:
             try:
-                trial.set_user_attr("score", _json(score))
+                trial.set_user_attr("score", score.as_json())
                 trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
             except UpdateFinishedTrialError:
                 raise LostTrialError(
@@ -270,8 +273,15 @@ class SparsityStudy:
         spent = sum(one.score.epochs for one in self.tried) + running * limits.epochs_a_trial
         return limits.epochs is None or spent + limits.epochs_a_trial <= limits.epochs + ROUNDING
 
-    def _was_queued(self, number: int) -> bool:
-        return "fixed_params" in self._study.get_trials(deepcopy=False)[number].system_attrs
+    def _is_taken(self, number: int) -> bool:
+        """Whether the trial has no point of its own: none was left in the queue, or workers that looked at the same
+        moment have proposed the same, and an earlier one is at it."""
+        trials = self._study.get_trials(deepcopy=False)
+        point = trials[number].system_attrs.get("fixed_params")
+        return point is None or any(
+            trial.state == TrialState.RUNNING and trial.system_attrs.get("fixed_params") == point
+            for trial in trials[:number]
+        )
 
     def _is_surplus(self, number: int, limits: Limits) -> bool:
         """Whether as many trials as are due have a result or began before this one."""
@@ -289,13 +299,3 @@ class SparsityStudy:
         tried = self.tried
         spent = limits.spent(len(tried), seconds, sum(one.score.epochs for one in tried))
         return propose(tried, running, len(trials), spent)
-
-
-def _json(score: Score) -> dict[str, Any]:
-    return asdict(score) | {"checks": {str(share): accuracy for share, accuracy in score.checks.items()}}
-
-
-def _tried(trial: FrozenTrial) -> Tried:
-    kept = dict(trial.user_attrs["score"])
-    checks = {float(share): accuracy for share, accuracy in kept.pop("checks").items()}
-    return Tried(trial.number, point_of(trial.params), Score(checks=checks, **kept))

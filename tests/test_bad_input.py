@@ -144,7 +144,7 @@ def test_train_unknown_recipe_names_the_known_ones(refused):
 
 def test_train_unknown_precision_names_the_known_ones(refused):
     message = refused(train.main, "--dataset", "digits", "--width", "2", "--precision", "fp8")
-    assert "precision is 'fp8'; it must be auto, fp32 or bf16" in message
+    assert "precision is 'fp8'; it must be auto, fp32, bf16 or winograd" in message
 
 
 def test_train_width_zero_is_refused(refused):
@@ -299,6 +299,7 @@ def test_register_with_nothing_feasible_says_how_far_and_registers_nothing(refus
     recipe = ["--dataset", "digits", "--width", "4", "--epochs", "4", "--batch-size", "32"]
     assert CliRunner().invoke(train.main, recipe).exit_code == 0
     options = ["--max-drop", "0", "--trials", "1", "--finetune-epochs", "0", "--study-name", "hopeless"]
+    options += ["--sparsities", "0.5,1", "--max-se", "0", "--precision", "fp32"]
     searched = CliRunner().invoke(search_sparsity.main, options)
     assert searched.exit_code == 0, searched.output
     assert "no trial meets it yet" in searched.output

@@ -128,6 +128,15 @@ def test_choose_compute_takes_the_fastest_form_and_batch_size(monkeypatch, net, 
     assert {(way.bf16, way.channels_last) for way in asked} == set(FORMS)
 
 
+def test_choose_compute_takes_winograds_convolutions_where_they_are_fastest(monkeypatch, net):
+    asked = timed(monkeypatch, lambda way: 1e-5 if way.winograd else 2e-5)
+    assert choose_compute(net, images()).winograd
+    asked.clear()
+    assert not choose_compute(net.to("meta"), images().to("meta")).winograd
+    assert asked
+    assert not any(way.winograd for way in asked)  # a GPU's library has its own
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_choose_compute_without_bf16_never_tries_it(monkeypatch, net, channels_last):
     asked = timed(monkeypatch, lambda way: 1e-7 if way.bf16 else 1e-5 * (1 + (way.channels_last != channels_last)))
@@ -142,10 +151,10 @@ def test_choose_compute_of_a_slow_network_takes_small_probes(monkeypatch, net, r
     asked = timed(monkeypatch, lambda _: rough)
     choose_compute(net, images())
     assert asked[0] == Compute(batch_size=4)
-    assert {way.batch_size for way in asked[1:5]} == {probe}
+    assert {way.batch_size for way in asked[1:6]} == {probe}
     # one batch of any later try is as quick as half a second, but for the smallest probe
-    assert all(way.batch_size * rough < LONGEST_SECONDS for way in asked[5:])
-    assert [way.batch_size for way in asked[5:]] == [size for size in BATCH_SIZES if size * rough < LONGEST_SECONDS]
+    assert all(way.batch_size * rough < LONGEST_SECONDS for way in asked[6:])
+    assert [way.batch_size for way in asked[6:]] == [size for size in BATCH_SIZES if size * rough < LONGEST_SECONDS]
 
 
 @pytest.mark.parametrize("count", [5, 40, 300])
@@ -153,7 +162,7 @@ def test_choose_compute_tries_no_batch_larger_than_the_images(monkeypatch, net, 
     asked = timed(monkeypatch, lambda way: 1e-5 / way.batch_size)
     found = choose_compute(net, images(count))
     sizes = [size for size in BATCH_SIZES if size <= count]
-    assert [way.batch_size for way in asked[5:]] == sizes
+    assert [way.batch_size for way in asked[6:]] == sizes
     assert found.batch_size in (*sizes, PROBE_IMAGES)
 
 

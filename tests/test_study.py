@@ -233,6 +233,18 @@ def test_study_run_tells_of_trials_that_run_elsewhere():
     assert told == [[Point(density=0.2, offsets=ZERO)]]
 
 
+def test_study_point_that_another_worker_is_at_is_proposed_anew():
+    same, study = Point(density=0.2, offsets=ZERO), make_study()
+    study._study.enqueue_trial(parameters(same))
+    other = study._study.ask()
+    for name, d in whole(study.space).items():
+        other.suggest_float(name, d.low, d.high, log=d.log)
+    proposed = iter([same, Point(density=0.1, offsets=ZERO)])  # the first as if the other had not been seen yet
+    run(study, Listed((400, 0.9)), 2, lambda *_: next(proposed))
+    assert [one.point.density for one in study.tried] == [0.1]
+    assert [trial.state for trial in trials()] == [TrialState.RUNNING, TrialState.FAIL, TrialState.COMPLETE]
+
+
 def test_study_gone_on_with_keeps_its_trials_its_path_and_the_total_budget():
     first = make_study()
     run(first, Listed((500, 0.9), (400, 0.9), (450, 0.9)), 3)
