@@ -18,9 +18,9 @@ from benchmarks.setting import Setting, finish, open_setting, parser, print_tabl
 from netprune.allocation import Basis, allocation_from
 from netprune.evaluation import evaluate
 from netprune.models import Architecture
-from netprune.packing import header_for, pack
+from netprune.packing import PackedHeader, header_for, pack, unpack
 from netprune.precision import PRECISIONS, fit_to_device
-from netprune.pruning import finetuning, prune_and_finetune, pruned_copy
+from netprune.pruning import finetuning, prune_candidate, pruned_copy
 from netprune.recalibration import recalibrate
 from netprune.size import measure_size
 
@@ -38,10 +38,15 @@ class Row:
 def measured(setting: Setting, model: nn.Module) -> Row:
     """Test is looked at and nothing is chosen by it."""
     dataset = setting.dataset
-    architecture = Architecture(name="net10", num_classes=len(dataset.classes), width=setting.options.width)
     val, test = (100 * evaluate(model, split, dataset).accuracy for split in (dataset.val, dataset.test))
-    packed = pack(model, header_for(model, dataset, architecture))
+    packed = pack(model, _header(setting, model))
     return Row(val, test, measure_size(model).nonzero_bytes, len(packed))
+
+
+def _header(setting: Setting, model: nn.Module) -> PackedHeader:
+    classes = len(setting.dataset.classes)
+    architecture = Architecture(name="net10", num_classes=classes, width=setting.options.width)
+    return header_for(model, setting.dataset, architecture)
 
 
 def main() -> None:
@@ -60,14 +65,12 @@ def main() -> None:
         assert config.finetune is not None
         fitted, _ = fit_to_device(setting.model, setting.dataset, config.finetune, options.precision)
         config = dataclasses.replace(config, finetune=fitted)
-        model = prune_and_finetune(setting.model, setting.dataset, sparsity, config)
-        found[last].append(measured(setting, model))
+        _, data = prune_candidate(setting.model, setting.dataset, _header(setting, setting.model), sparsity, config)
+        found[last].append(measured(setting, unpack(data).model.to(options.device)))
         print(f"seed {seed}: {found[last][-1]}", flush=True)
     dense = found["dense"][0]
     print_table(["network", "val", "test", "nonzero bytes", "packed bytes"], _rows(found, dense))
-    print(
-        f"accuracies in percent, mean ± std over {options.seeds} seeds of the finetuning; bytes of the dense network's"
-    )
+    print(f"accuracies in percent, mean ± std over {options.seeds} seeds of the finetuning; bytes in percent of dense")
     gain = float(np.mean([row.val for row in found[last]])) - dense.val
     record = {name: [dataclasses.asdict(row) for row in rows] for name, rows in found.items()}
     finish(options, {"results": record}, gain, "points of validation accuracy above dense")
