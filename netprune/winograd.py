@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 WIDE = 128
-"""Channels, of input and output, from which on it was faster forward and backward (README, results log)."""
+"""Channels, of input and output, from which on forward and backward together take as long or less, narrower ones
+longer (README, results log)."""
 SMALL = 4
 """Sides up to this, in pixels, are cut into tiles of 2×2: a tile of 4×4 has too few images to multiply at a time."""
 ROWS = 512

@@ -25,7 +25,7 @@ from sweeps.stages.training import TrainRequest
 @click.option("--batch-size", default=64, help="Images a step, in training and finetuning.")
 @click.option("--max-drop", default=2.0, help="Points of validation accuracy that may be lost.")
 @click.option("--trials", default=14, help="Trials of the study.")
-@click.option("--finetune-epochs", default=3, help="Finetune epochs a trial.")
+@click.option("--finetune-epochs", default=1, help="Finetune epochs a trial.")
 @click.option("--seed", default=0, help="Of training, sampler and finetuning.")
 def main(
     *,

@@ -19,7 +19,7 @@ from netprune.pruning import (
     prune_and_finetune,
     prune_candidate,
 )
-from netprune.quantise import Values
+from netprune.quantise import SIGNIFICANT_BITS, Values, round_significand
 from netprune.recalibration import recalibrate
 from netprune.recipes import FINETUNE, TrainConfig
 from netprune.rounding import quantise_and_train
@@ -316,6 +316,8 @@ def test_quantise_and_train_recovers_what_a_codebook_costs(tiny_net, tiny_datase
     quantise_and_train(trained, tiny_dataset, Values.parse("codebook:2"), finetune=recipe)
     losses = [evaluate(model, tiny_dataset.val, tiny_dataset).loss for model in (plain, trained)]
     assert losses[1] < losses[0]
+    for weight in prunable_weights(trained).values():  # as the file stores them, and not as training left them
+        assert torch.equal(round_significand(weight.detach(), SIGNIFICANT_BITS), weight)
 
 
 @pytest.mark.parametrize("values", ["fp32", "codebook:4"])

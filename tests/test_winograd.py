@@ -61,10 +61,13 @@ def test_winograd_conv2d_of_any_layout_gives_channels_last(memory_format):
     torch.testing.assert_close(found, direct(images, weight), rtol=1e-10, atol=1e-9)
 
 
-def test_winograd_conv2d_asks_for_no_gradient_that_is_not_needed():
+@pytest.mark.parametrize("needed", [True, False])
+def test_winograd_conv2d_works_out_the_images_gradient_only_where_it_is_needed(monkeypatch, needed):
+    added, add = [], winograd._Tiling.add
+    monkeypatch.setattr(winograd._Tiling, "add", lambda *args, **out: added.append(1) or add(*args, **out))
     images, weight, bias = drawn(2, 3, 4, 4)
-    (winograd_conv2d(images.detach(), weight, bias) ** 2).sum().backward()
-    assert images.grad is None
+    (winograd_conv2d(images if needed else images.detach(), weight, bias) ** 2).sum().backward()
+    assert bool(added) == needed
     assert weight.grad is not None
 
 
@@ -99,6 +102,7 @@ def layer(inputs=WIDE, outputs=WIDE, kernel=3, **options):
         (layer(padding="same"), False),
         (layer(padding=2, dilation=2), False),
         (layer(groups=2), False),
+        (layer(2 * WIDE, 2 * WIDE, groups=2), False),
         (layer(kernel=1, padding=0), False),
         (layer(kernel=5, padding=2), False),
         (layer(dtype=torch.float64), False),
