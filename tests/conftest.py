@@ -11,7 +11,7 @@ import torch
 from netprune.data import Dataset, Split
 from netprune.models import Architecture, build_model, weights_digest
 from netprune.packing import PackedHeader
-from sweeps import tracking
+from sweeps import artifacts, tracking
 
 torch.set_num_threads(1)
 
@@ -119,3 +119,14 @@ def store(tmp_path, monkeypatch, fresh_database):
     while mlflow.active_run():
         mlflow.end_run("FAILED")
     mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs keep files of figures with nothing in them, where no test looks: drawing takes up to two seconds each."""
+    monkeypatch.setattr(artifacts, "log_figures", _keep_empty)
+
+
+def _keep_empty(figures, run_id):
+    for name in figures:
+        artifacts.log_bytes(b"", f"figures/{name}.png", run_id)

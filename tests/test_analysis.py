@@ -7,6 +7,7 @@ import pytest
 
 from netprune.bounds import find_bounds
 from netprune.errors import InputError
+from sweeps import artifacts
 from sweeps.stages.analysis import run_analysis
 from sweeps.stages.source import DataRequest, Source
 
@@ -20,7 +21,7 @@ def metrics(analysis):
     return mlflow.get_run(analysis.run_id).data.metrics
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("store", "undrawn")
 @pytest.mark.parametrize("rule", ["kept_norm", "uniform", "knapsack"])
 def test_analysis_by_bytes_fits_the_packed_file_into_them(source, rule):
     analysis = run_analysis(source, f"{rule}:16000B")
@@ -28,13 +29,17 @@ def test_analysis_by_bytes_fits_the_packed_file_into_them(source, rule):
 
 
 @pytest.mark.usefixtures("store")
-def test_analysis_by_density_keeps_it(source):
+def test_analysis_by_density_keeps_it_and_draws_layers_before_and_after(source):
     analysis = run_analysis(source, "lamp:0.25")
+    drawn = {file.path for file in mlflow.MlflowClient().list_artifacts(analysis.run_id, "figures")}
+    of_weights = {f"weights_{when}{zeros}" for when in ("before", "after") for zeros in ("", "_nonzero")}
+    assert drawn == {f"figures/{name}.png" for name in {"parameters_per_layer", *of_weights}}
+    assert artifacts.read_artifact(analysis.run_id, "figures/weights_after.png").startswith(b"\x89PNG")
     assert metrics(analysis)["pruned_sparsity"] == pytest.approx(0.75, abs=0.001)
     assert analysis.after.nonzero < analysis.before.nonzero
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("store", "undrawn")
 def test_analysis_by_the_documents_own_numbers(source):
     analysis = run_analysis(source, "document")
     by_name = {layer.name: layer.sparsity for layer in analysis.after.layers}
@@ -42,7 +47,7 @@ def test_analysis_by_the_documents_own_numbers(source):
     assert by_name["conv4.0.weight"] == pytest.approx(0.9, abs=0.01)
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("store", "undrawn")
 @pytest.mark.parametrize("rule", ["document", "kept_norm:0.3", "knapsack:0.3", "uniform:16000B"])
 def test_analysis_heeds_kept_layers_and_limits(source, rule):
     bounds = find_bounds(source.model, "conv1", "res2.0.*=0.5")
@@ -52,7 +57,7 @@ def test_analysis_heeds_kept_layers_and_limits(source, rule):
     assert by_name["res2.0.0.weight"] <= 0.5
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("store", "undrawn")
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -54,7 +54,7 @@ DRAWN = {
 
 
 @pytest.fixture
-def source(tiny_net, tiny_header, tiny_dataset, store, monkeypatch):
+def source(tiny_net, tiny_header, tiny_dataset, store, undrawn, monkeypatch):
     """A trained network; `report` and `register` find its data too."""
     train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
     header = replace(tiny_header, dense_digest=weights_digest(tiny_net))

@@ -39,7 +39,7 @@ DATA = DataRequest(dataset="tiny", data_dir=".")
 
 
 @pytest.fixture
-def source(tiny_net, tiny_header, tiny_dataset, store, monkeypatch):
+def source(tiny_net, tiny_header, tiny_dataset, store, undrawn, monkeypatch):
     """A trained network that a third of its validation images take; `register` finds its data too."""
     train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
     header = replace(tiny_header, dense_digest=weights_digest(tiny_net))
