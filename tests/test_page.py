@@ -61,7 +61,7 @@ def trial(number, *, stopped=False):
         size_bytes=200_000 - number,
         feasible=number % 2 == 0 and not stopped,
         epochs=0.25 if stopped else 1.0,
-        start=f"trial {number - 1}" if number else "dense",
+        start=f"trial {number - 1:03d}" if number else "dense",
         ending="stopped early: at 25 % of its finetuning it had 55.00 %" if stopped else "in full",
     )
 

@@ -30,6 +30,7 @@ from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source, SourceRequest
 from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
+from sweeps.stages.trials import trial_name
 
 SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
 REQUEST = SearchRequest(
@@ -121,7 +122,7 @@ def test_search_trials_go_on_from_each_other_where_that_leaves_less_to_recover(s
     run_search(source, replace(REQUEST, trials=8))
     starts = {run.data.tags[tracking.TRIAL]: run.data.tags[trials.START] for run in runs("trial")}
     assert starts["0"] == "dense"
-    assert {start for start in starts.values() if start != "dense"} <= {f"trial {number}" for number in starts}
+    assert {start for start in starts.values() if start != "dense"} <= {trial_name(int(number)) for number in starts}
     assert any(start != "dense" for start in starts.values())
     for number, start in starts.items():
         assert start == "dense" or int(start.removeprefix("trial ")) < int(number)
@@ -141,11 +142,11 @@ def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those
         number, start = int(run.data.tags[tracking.TRIAL]), run.data.tags[trials.START]
         network, epochs = begun[number]
         assert epochs == had[start]
-        had[f"trial {number}"] = epochs + REQUEST.finetune_epochs
+        had[trial_name(number)] = epochs + REQUEST.finetune_epochs
         if start == "dense":
             assert network is None
             continue
-        (parent,) = (r for r in runs("trial") if r.data.tags[tracking.TRIAL] == start.removeprefix("trial "))
+        (parent,) = (r for r in runs("trial") if trial_name(int(r.data.tags[tracking.TRIAL])) == start)
         kept = unpack(artifacts.read_artifact(parent.info.run_id, PACKED_FILE)).model
         assert weights_digest(network) == weights_digest(kept)
 

@@ -18,7 +18,7 @@ from sweeps.progress import Progress, report
 from sweeps.proposing import expected
 from sweeps.stages.source import Source
 from sweeps.stages.starting import fetch_network
-from sweeps.stages.trials import log_result, log_seconds
+from sweeps.stages.trials import log_result, log_seconds, trial_name
 from sweeps.study import SparsityStudy
 from sweeps.table import count, percent, short
 
@@ -207,6 +207,6 @@ def _tell(one: Confirmed, floor: float) -> None:
     verdict = "accepted" if one.lower >= floor - ROUNDING else "not accepted"
     seeds = ", ".join(percent(accuracy) for accuracy in one.accuracies)
     report(
-        f"confirm trial {one.trial}  {count(one.size_bytes)} bytes  val {seeds}  at least {percent(one.lower)}  "
+        f"confirm {trial_name(one.trial)}  {count(one.size_bytes)} bytes  val {seeds}  at least {percent(one.lower)}  "
         f"{verdict} for a floor of {percent(floor)}"
     )

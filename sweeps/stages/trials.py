@@ -69,7 +69,7 @@ class Trials:
             begun = time.perf_counter()
             start = self.starts.find(sparsity)
             had = 0.0 if start.number is None else lineage(self.study.tried)[start.number]
-            tracking.set_tags({START: "dense" if start.number is None else f"trial {start.number}"})
+            tracking.set_tags({START: "dense" if start.number is None else trial_name(start.number)})
             looks, found = _Looks(self, number, start), time.perf_counter() - begun
             callbacks = Callbacks(
                 on_check=looks,
@@ -77,7 +77,7 @@ class Trials:
                 on_finetuned=lambda network: keep_network(network, self.source, self.config),
             )
             try:
-                with Progress(f"trial {number}") as progress:
+                with Progress(trial_name(number)) as progress:
                     result, data = prune_candidate(
                         self.source.model,
                         self.source.dataset,
