@@ -187,6 +187,7 @@ class Bench:
         """The same confirmation as a search of ours has."""
         contest = Contest(
             name=name,
+            run_id=tracking.active_run_id(),
             floors=terms.floors,
             objective=OBJECTIVES[0],
             candidates=tuple(
@@ -227,7 +228,8 @@ class Bench:
         else:
             found = self.plain(terms) if method == PLAIN else self.bisected(method.removeprefix("bisected "), terms)
             spent = len(found) * _epochs(terms.finetune)
-            winners = self.confirmed(name, found, terms)
+            with tracking.tracked_run("search", name, {}, tags={tracking.STUDY: name}):
+                winners = self.confirmed(name, found, terms)
         return {
             "bytes": [won.size_bytes if won else self.dense_bytes for won in winners.values()],
             "confirmed": [won is not None for won in winners.values()],

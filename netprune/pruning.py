@@ -225,7 +225,8 @@ def prune_candidate(
         sparsity: layers that it does not name stay dense.
         config: see `PruneConfig`.
         start: a network to go on from in place of `dense`: see `pruned_copy`.
-        callbacks: of the finetuning; `on_check` is called before its first step too, with a share of 0.
+        callbacks: of the finetuning, if there is any; `on_check` is called before its first step too, with a share of
+            0.
 
     Returns:
         The result and the packed file's bytes.
@@ -241,10 +242,10 @@ def prune_candidate(
     with _timed(seconds, "evaluate"):
         recalibrate(pruned.model, dataset, RECALIBRATED)
         one_shot = evaluate(pruned.model, dataset.val.first(CHECK_IMAGES), dataset)
-    if callbacks.on_check is not None:
-        callbacks.on_check(0.0, one_shot)
     model = pruned.model
     if config.finetune is not None:
+        if callbacks.on_check is not None:
+            callbacks.on_check(0.0, one_shot)
         with _timed(seconds, "finetune"):
             model = _finetuned(dense, pruned, dataset, config, callbacks)
     if callbacks.on_finetuned is not None:

@@ -172,7 +172,7 @@ def propose(
         where: see `boundary`.
         space: that is searched.
         running: points that other workers are at: what they try is supposed to come to the aim, so that this one
-            looks further down.
+            looks further down. Or that have diverged.
         known: points that were tried, or are running.
         others: density → allocations of other rules worth a trial.
     """

@@ -22,14 +22,13 @@ from sweeps.progress import Voice, detail, duration, speaking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
 from sweeps.secrets import masked
+from sweeps.stages.source import AUTO, DEFAULT_DATA_DIR
 from sweeps.storage import STORAGE_ERRORS
 from sweeps.tracking import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 EXIT_INTERRUPTED = 130
 EXIT_CODES = "Exit codes: 0 done, 1 input that cannot be used, 2 a wrong option, 130 interrupted."
-AUTO = "auto"
-DEFAULT_DATA_DIR = "~/.cache/netprune"
 
 
 class OneLineCommand(click.Command):
@@ -173,7 +172,12 @@ def data_options(default: str) -> Decorator:
             help=f"Side in pixels, {LEAST_SIZE} to {LARGEST_SIZE}, that a folder's images are brought to"
             + (" (auto: what the model was trained on, else 32)." if recorded else "."),
         ),
-        click.option("--data-dir", default=DEFAULT_DATA_DIR, help="Where CIFAR-10 and decoded image folders are kept."),
+        click.option(
+            "--data-dir",
+            default=AUTO if recorded else DEFAULT_DATA_DIR,
+            help="Where CIFAR-10 and decoded image folders are kept"
+            + (f" (auto: as the model was trained, else {DEFAULT_DATA_DIR})." if recorded else "."),
+        ),
         click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …"),
     )
 

@@ -8,7 +8,7 @@ import click
 
 from netprune.recipes import TrainConfig
 from sweeps import tracking
-from sweeps.command import bounds_options, command, data_options, network_option
+from sweeps.command import bounds_options, command, data_options, network_option, storage_option
 from sweeps.stages.pipeline import run_pipeline
 from sweeps.stages.registering import registered_lines, summary_table
 from sweeps.stages.request import SearchRequest
@@ -27,6 +27,7 @@ from sweeps.stages.training import TrainRequest
 @click.option("--trials", default=14, help="Trials of the study.")
 @click.option("--finetune-epochs", default=1, help="Finetune epochs a trial.")
 @click.option("--seed", default=0, help="Of training, sampler and finetuning.")
+@storage_option
 def main(
     *,
     model: str,
@@ -39,6 +40,7 @@ def main(
     trials: int,
     finetune_epochs: int,
     seed: int,
+    storage: str,
     **options: Any,
 ) -> None:
     """Train a network, a small Net10 by default, scan it, search, register the winner and draw the study."""
@@ -53,6 +55,7 @@ def main(
         finetune_epochs=finetune_epochs,
         batch_size=batch_size,
         seed=seed,
+        storage=storage,
     )
     outcome = run_pipeline(training, search)
     click.echo(outcome.report.trials + "\n")

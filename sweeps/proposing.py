@@ -83,13 +83,20 @@ class Proposer:
         self.sampler, self.seed = SAMPLERS[sampler], seed
 
     def __call__(self, tried: Sequence[Tried], running: Sequence[Point], number: int, spent: float) -> Point:
-        """See `study.Propose`."""
+        """See `study.Propose`; `running` has points that have diverged too."""
         floor = self.floors[min(len(self.floors) - 1, int(spent * len(self.floors)))]
         goal = self.aims.of(floor, tried)
         where = boundary(self._seen(tried), goal, more=self.aims.epochs, least=self.space.least, most=self.space.most)
         known = [*(one.point for one in tried), *running]
         point = propose(where, self.space, running, known, self.others)
+        if point is None and all(one.score.stopped for one in tried):  # more workers than steps down the path
+            return self._near(where.wanted or self.space.most, number)
         return point or ask(self.sampler(self.seed + number), self.space, goal, self.aims.epochs, tried, running)
+
+    def _near(self, density: float, number: int) -> Point:
+        """A point beside the path, by chance."""
+        drawn = np.random.default_rng((self.seed, number)).uniform(-REGION, REGION, len(self.space.sizes)).tolist()
+        return Point(density=density, offsets=dict(zip(self.space.sizes, drawn, strict=True)))
 
     def _seen(self, tried: Sequence[Tried]) -> list[Seen]:
         had = _trained(lineage(tried))
@@ -147,7 +154,7 @@ def ask(
         goal: the accuracy to come to, in [0, 1].
         epochs: finetune epochs of a trial.
         tried: trials with a result; at least one ran to its end.
-        running: points that workers are trying now, so that no two ask for the same.
+        running: points that workers are trying now, so that no two ask for the same; or that have diverged.
     """
     outlook = _Outlook(tried, goal, epochs)
     density = min(space.most, max(space.least, outlook.plane.density_at(goal, outlook.epochs)))

@@ -8,7 +8,8 @@ import click
 
 from netprune.curves import fit
 from netprune.sensitivity import LayerCurve, Sensitivity
-from sweeps.command import command, data_options, model_words, scan_options, source_options
+from sweeps.command import command, data_options, scan_options, source_options
+from sweeps.stages.repeating import first_search_command
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest, part_way, run_scan
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
 from sweeps.table import count, percent, table
@@ -28,12 +29,12 @@ def main(around: str, finetune_epochs: int, **options: Any) -> None:
     """Prune each weight tensor alone, by more and more, and evaluate: curves, figure and table go to MLflow."""
     request = ScanRequest.of({name: options.pop(name) for name in SCAN_OPTIONS})
     data = DataRequest.of(options)
-    source = open_source(SourceRequest(**options), data)
+    asked = source = open_source(SourceRequest(**options), data)
     if around != "none":
         source = part_way(source, around, finetune_epochs)
     outcome = run_scan(source, request)
     click.echo(damage_table(outcome.sensitivity))
-    click.echo(f"run {outcome.run_id}\nnext: python -m sweeps.search_sparsity{model_words(source.own)}")
+    click.echo(f"run {outcome.run_id}\nnext: {first_search_command(asked)}")
 
 
 def damage_table(sensitivity: Sensitivity) -> str:

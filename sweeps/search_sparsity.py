@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from sweeps.command import (
-    AUTO,
     command,
     data_options,
     model_words,
@@ -20,7 +19,7 @@ from sweeps.command import (
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest
 from sweeps.stages.searching import SearchOutcome, run_search
-from sweeps.stages.source import DataRequest, SourceRequest, open_source
+from sweeps.stages.source import AUTO, DataRequest, SourceRequest, open_source
 from sweeps.table import count, percent
 
 NAMES = (

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 
-CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s:@/]*):[^\s@]*@")
+CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s:@/]*):\S*@")
+"""To the last @ of a word: a password may hold others."""
+QUERY = re.compile(r"(?P<name>[?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
-    """Every password in an address is replaced by three asterisks.
+    """Every password in an address, before its host or as a parameter, is replaced by three asterisks.
 
     >>> masked("cannot open postgresql+psycopg://me:s3cr:et@host:5432/db, sorry")
     'cannot open postgresql+psycopg://me:***@host:5432/db, sorry'
+    >>> masked("postgresql://me:p@ss/w:rd@host/db")
+    'postgresql://me:***@host/db'
+    >>> masked("postgresql://db/study?user=me&password=s3cret&sslmode=require")
+    'postgresql://db/study?user=me&password=***&sslmode=require'
     >>> masked("http://host:5000 and me@example.org")
     'http://host:5000 and me@example.org'
     """
-    return CREDENTIALS.sub(r"\g<scheme>\g<user>:***@", text)
+    return QUERY.sub(r"\g<name>***", CREDENTIALS.sub(r"\g<scheme>\g<user>:***@", text))

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from netprune.errors import DivergedError, InputError
 from netprune.masks import Sparsity
 from netprune.search_space import Point, Space
+from sweeps.progress import report
 from sweeps.proposing import FLOOR, parameters, point_of, whole
 from sweeps.scores import ROUNDING, Score, Tried
 from sweeps.sessions import GRACE_SECONDS, Crew
@@ -52,10 +53,14 @@ Record = Callable[[Score], None]
 Evaluate = Callable[[int, Sparsity, Record], Score]
 """Trial number, sparsity and `Record` → score; raises DivergedError for a trial that has none."""
 Propose = Callable[[Sequence[Tried], Sequence[Point], int, float], Point]
-"""What has been tried, what is running, the number of trials so far (failed ones too), and the share of the budget that
-is gone → the point to try next."""
+"""What has been tried, what is running or has diverged, the number of trials so far (failed ones too), and the share of
+the budget that is gone → the point to try next."""
 Settle = Callable[[int], bool]
 """Closes what a dead worker's trial left open in MLflow, and says whether its run had finished."""
+
+
+DIVERGED = "diverged"
+"""Of a trial in the study: nobody needs to try its point again."""
 
 
 class LostTrialError(Exception):
@@ -195,13 +200,13 @@ class SparsityStudy:
     ) -> None:
         """Try what `propose` says, within limits, which are the study's and not the worker's.
 
-        One that diverges is tried and has no result.
+        One that diverges is tried and has no result; after a few of them in a row this worker stops.
 
         Args:
             evaluate: see `Evaluate`.
             limits: see `Limits`.
             propose: see `Propose`.
-            on_trial: called after each result with the results so far and the score.
+            on_trial: called after each result, which the study has then, with the results so far and the score.
             settle: see `Settle`.
         """
         start, failures = time.monotonic(), 0
@@ -217,16 +222,18 @@ class SparsityStudy:
                     self._study.tell(trial, state=TrialState.FAIL)
                     continue
                 score = self._evaluate(trial, evaluate)
-                on_trial(self.done + 1, score)
                 self._study.tell(trial, score.size_bytes)
+                on_trial(self.done, score)
                 failures = 0
                 self.recover(settle)
-            except (DivergedError, LostTrialError):
+            except (DivergedError, LostTrialError) as error:
                 failures += 1
-                self._give_up(trial.number)
+                self._give_up(trial, diverged=isinstance(error, DivergedError))
             except BaseException:
-                self._give_up(trial.number)
+                self._give_up(trial)
                 raise
+        if failures == FAILURES:
+            report(f"{failures} trials in a row came to no result: this worker stops")
 
     def recover(self, settle: Settle) -> None:
         """Give up the trials of workers that died, and queue their points again; keep those that had finished."""
@@ -246,9 +253,11 @@ class SparsityStudy:
         if times < RETRIES and trial.params.keys() == whole(self.space).keys():
             self._study.enqueue_trial(trial.params, user_attrs={"retries": times + 1, "retry_of": trial.number})
 
-    def _give_up(self, number: int) -> None:
+    def _give_up(self, trial: optuna.Trial, *, diverged: bool = False) -> None:
         with suppress(ValueError, UpdateFinishedTrialError):  # it may be told already
-            self._study.tell(number, state=TrialState.FAIL)
+            if diverged:
+                trial.set_user_attr(DIVERGED, True)
+            self._study.tell(trial, state=TrialState.FAIL)
 
     def _evaluate(self, trial: optuna.Trial, evaluate: Evaluate) -> Score:
         params = {n: trial.suggest_float(n, d.low, d.high, log=d.log) for n, d in whole(self.space).items()}
@@ -270,8 +279,12 @@ class SparsityStudy:
             return False
         if limits.timeout is not None and seconds >= limits.timeout:
             return False
-        spent = sum(one.score.epochs for one in self.tried) + running * limits.epochs_a_trial
-        return limits.epochs is None or spent + limits.epochs_a_trial <= limits.epochs + ROUNDING
+        return self._is_affordable(running + 1, limits)
+
+    def _is_affordable(self, more: int, limits: Limits) -> bool:
+        """Whether the epochs that are left are enough for so many trials, those that are running among them."""
+        spent = sum(one.score.epochs for one in self.tried)
+        return limits.epochs is None or spent + more * limits.epochs_a_trial <= limits.epochs + ROUNDING
 
     def _is_taken(self, number: int) -> bool:
         """Whether the trial has no point of its own: none was left in the queue, or workers that looked at the same
@@ -284,17 +297,18 @@ class SparsityStudy:
         )
 
     def _is_surplus(self, number: int, limits: Limits) -> bool:
-        """Whether as many trials as are due have a result or began before this one."""
+        """Whether as many trials as are due, or as there are epochs for, have a result or began before this one."""
         abandoned = {trial.number for trial in self._abandoned()}
         earlier = [t for t in self._running() if t.number < number and t.number not in abandoned]
-        return self.done + len(earlier) >= limits.trials
+        return self.done + len(earlier) >= limits.trials or not self._is_affordable(len(earlier) + 1, limits)
 
     def _next(self, propose: Propose, limits: Limits, seconds: float) -> Point:
         trials, wanted = self._study.get_trials(deepcopy=False), whole(self.space).keys()
         running = [
             point_of(trial.params)
             for trial in trials
-            if trial.state == TrialState.RUNNING and trial.params.keys() == wanted
+            if trial.params.keys() == wanted
+            and (trial.state == TrialState.RUNNING or trial.user_attrs.get(DIVERGED, False))
         ]
         tried = self.tried
         spent = limits.spent(len(tried), seconds, sum(one.score.epochs for one in tried))

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from sqlalchemy.exc import SQLAlchemyError
 
 from netprune.errors import InputError
@@ -30,6 +30,9 @@ from sweeps.secrets import masked
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError)
 STAGE, FEASIBLE, STUDY, TRIAL = "netprune.stage", "feasible", "netprune.study", "netprune.trial"
+PARENT = MLFLOW_PARENT_RUN_ID
+"""Tag: the run that one is nested under. Trials and confirmations are found by their study's: a store may hold several
+studies of one name."""
 CONFIRMED = "confirmed"
 """Tag: of a study, whether its highest floor has a confirmed network; of a confirmation, whether its network is one."""
 STORAGE = "netprune.storage"

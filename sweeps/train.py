@@ -9,8 +9,8 @@ import click
 from netprune import distributed, recipes
 from netprune.precision import Precision
 from netprune.recipes import RECIPES
-from sweeps.command import AUTO, AutoOr, data_options, model_options, model_words, team_command
-from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.command import AutoOr, data_options, model_options, model_words, team_command
+from sweeps.stages.source import AUTO, DataRequest, SourceRequest
 from sweeps.stages.training import NEWEST, TrainRequest, assist_training, run_training
 from sweeps.table import percent
 

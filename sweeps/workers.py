@@ -13,9 +13,11 @@ from netprune.errors import InputError
 from sweeps import interrupts
 
 POLL_SECONDS = 0.5
+LEAST_SECONDS = 0.001
+"""A timeout of 0 is none."""
 
 
-def run_workers(count: int, study_name: str) -> None:
+def run_workers(count: int, study_name: str, *, device: str, timeout: float | None) -> None:
     """Start workers for a study that exists, and wait for them.
 
     They are stopped as this process is: by SIGTERM, which each takes for Ctrl-C. One that fails does not stop the rest.
@@ -23,13 +25,17 @@ def run_workers(count: int, study_name: str) -> None:
     Args:
         count: how many.
         study_name: of the study; all else is as this process was told.
+        device: as this process was told: GPUs are dealt out where it does not say which.
+        timeout: seconds that are left of its own, if any.
 
     Raises:
         InputError: if none of them ends well.
     """
     words = [sys.executable, "-m", "sweeps.search_sparsity", *_without(sys.argv[1:])]
     words += ["--study-name", study_name, "--workers", "1", "--confirm-seeds", "0"]
-    started = [subprocess.Popen(words, env=_environment(i, count)) for i in range(count)]
+    if timeout is not None:
+        words += ["--timeout", f"{max(timeout, LEAST_SECONDS):.3f}"]
+    started = [subprocess.Popen(words, env=_environment(i, count, device)) for i in range(count)]
     try:
         codes = [_wait(process) for process in started]
     finally:
@@ -59,19 +65,19 @@ def _without(words: Sequence[str]) -> list[str]:
     skip = False
     for word in words:
         name = word.partition("=")[0].replace("_", "-")
-        if skip or name in ("--workers", "--study-name", "--confirm-seeds"):
+        if skip or name in ("--workers", "--study-name", "--confirm-seeds", "--timeout"):
             skip = not skip and "=" not in word
             continue
         kept.append(word)
     return kept
 
 
-def _environment(index: int, count: int) -> Mapping[str, str]:
+def _environment(index: int, count: int, device: str) -> Mapping[str, str]:
     """Threads and GPUs so that workers do not fight; no run of MLflow's to be taken over by accident."""
     threads = max(1, (os.cpu_count() or 1) // count)
     kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
     kept |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if gpus:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         names = seen.split(",") if seen else [str(i) for i in range(gpus)]

@@ -320,6 +320,13 @@ def test_quantise_and_train_recovers_what_a_codebook_costs(tiny_net, tiny_datase
         assert torch.equal(round_significand(weight.detach(), SIGNIFICANT_BITS), weight)
 
 
+def test_prune_candidate_without_finetuning_looks_at_no_check(tiny_net, tiny_dataset, tiny_header):
+    seen = []
+    callbacks = Callbacks(on_check=lambda share, _: seen.append(share))
+    prune_candidate(tiny_net, tiny_dataset, tiny_header, {}, PruneConfig(finetune=None), callbacks=callbacks)
+    assert seen == []
+
+
 @pytest.mark.parametrize("values", ["fp32", "codebook:4"])
 def test_prune_candidate_of_a_private_class_is_that_of_the_known_architecture(
     tiny_net, tiny_dataset, tiny_header, values

@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
@@ -20,14 +21,14 @@ from netprune.training import train
 from sweeps import artifacts, report, search_sparsity, tracking
 from sweeps import train as train_command
 from sweeps.page import render
-from sweeps.stages import comparing, pipeline, trials
+from sweeps.stages import comparing, drawing, pipeline, trials
 from sweeps.stages import reporting as stage
 from sweeps.stages.confirming import FRESH
 from sweeps.stages.registering import run_register
-from sweeps.stages.repeating import repeat, search_command
+from sweeps.stages.repeating import first_search_command, repeat, search_command
 from sweeps.stages.reporting import PAGE, run_report
 from sweeps.stages.request import SearchRequest
-from sweeps.stages.scanning import ScanRequest
+from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source, SourceRequest
 from sweeps.stages.starting import PACKED_FILE
@@ -293,14 +294,29 @@ def test_search_command_of_a_study_is_one_that_asks_for_it_again(source, changes
     assert {name: again[name] for name in plain} == {name: getattr(request, name) for name in plain}
     run_search(source, replace(request, trials=3))
     assert options(search_command(find_study("small")))["trials"] == 3
-    assert options(search_command(find_study("small"), trials=9))["trials"] == 9
+    more = options(search_command(find_study("small"), trials=9))
+    assert (more["trials"], more["epochs"]) == (9, 0), "a budget that is spent would leave nothing to them"
 
 
 def test_search_command_of_weights_names_the_file_and_its_architecture(source):
-    run_search(replace(source, origin="/there/my net.pt"), replace(REQUEST, trials=1, confirm_seeds=0))
-    again = options(search_command(find_study("small")))
-    assert (again["weights"], again["model"], again["width"]) == ("/there/my net.pt", "net10", 2)
-    assert again["model_uri"] == ""
+    asked = SourceRequest(weights="my net.pt", width=2, adapt_head=True)
+    weights = replace(source, origin="/there/my net.pt", asked=asked)
+    run_search(weights, replace(REQUEST, trials=1, confirm_seeds=0))
+    for again in (options(search_command(find_study("small"))), options(first_search_command(weights))):
+        assert (again["weights"], again["model"], again["width"]) == ("/there/my net.pt", "net10", 2)
+        assert (again["model_uri"], again["adapt_head"], again["dataset"]) == ("", True, "tiny")
+
+
+def test_report_shows_the_scan_that_the_study_went_by(source, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("sweeps.figures.sensitivity_curves", lambda found: drawn.append(found.to_json()) or Figure())
+    blank = drawing._png(Figure(figsize=(1, 1)))
+    monkeypatch.setattr(drawing, "_png", lambda _: blank)
+    run_search(source, replace(REQUEST, trials=1, confirm_seeds=0))
+    run_scan(source, replace(SCAN, saliency="random"))
+    run_report("small")
+    own, later, shown = drawn
+    assert shown == own != later
 
 
 def run(*arguments):
@@ -327,14 +343,29 @@ def test_report_command_never_replaces_a_file(source, store):
     assert (store / "page.html").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        (DataRequest(dataset="auto", data_dir="auto"), ("digits", "/there")),
+        (DataRequest(dataset="auto", data_dir="/moved"), ("digits", "/moved")),
+        (DataRequest(dataset="cifar10", data_dir="/moved"), ("cifar10", "/moved")),
+    ],
+)
+def test_study_data_is_where_it_was_unless_it_is_said_to_have_moved(asked, where):
+    run = tracking.FoundRun("r", "s", "FINISHED", {}, {"search.dataset": "digits", "search.data_dir": "/there"}, {})
+    found = FoundStudy("s", run, ()).data(asked)
+    assert (found.dataset, found.data_dir) == where
+
+
 @pytest.mark.parametrize("name", ["document", "fast"])
 def test_repeat_names_the_training_by_its_recipe(store, name):
     wanted = recipe(name, epochs=3, max_lr=0.02, seed=5)
     config = {key: value for key, value in asdict(wanted).items() if key != "format"}
-    described = {"precision": "fp32", "model": "net10", "width": 2, "weights": "", "dataset": "digits", "data_dir": "d"}
+    described = {"precision": "fp32", "model": "net10", "width": 2, "weights": "w.pt", "dataset": "digits"}
+    described |= {"data_dir": "d", "adapt_head": name == "fast"}
     with tracking.tracked_run("train", "t", {**config, **described, "device": "cpu"}) as run_id:
         pass
-    params = {"origin": run_id, "model": "net10-w2", "max_drop": "1", "accuracy_floor": "90.0000", "trials": "3"}
+    params = {"origin": run_id, "model": "net10-w2", "max_drop": "1", "accuracy_floor": "90", "trials": "3"}
     run = tracking.FoundRun(
         "r",
         "study",
@@ -368,5 +399,7 @@ def test_pipeline_with_nothing_confirmed_still_makes_the_page(store, monkeypatch
     monkeypatch.setattr(pipeline, "run_register", refuse)
     monkeypatch.setattr(pipeline, "run_report", lambda name, model: made.append((name, model)))
     with pytest.raises(InputError, match="none"):
-        pipeline.run_pipeline(training, REQUEST)
+        pipeline.run_pipeline(training, replace(REQUEST, storage="grpc://me:secret@host"))
     assert made == [("small", "mynet:network")]
+    (run,) = tracking.find_runs({tracking.STAGE: "main"}, statuses=("FAILED",))
+    assert "secret" not in str(run)

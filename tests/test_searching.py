@@ -182,6 +182,30 @@ def test_search_gone_on_with_repeats_no_trial_no_confirmation_and_no_scan(source
     assert len(runs("scan")) == len(runs("search")) == 1
 
 
+def test_search_of_a_name_that_the_store_knows_from_another_study_takes_nothing_of_it(source, store):
+    run_search(source, REQUEST)
+    before = {run.info.run_id for run in runs()}
+    (store / "optuna.journal").unlink()
+    outcome = run_search(source, replace(REQUEST, seed=1))
+    new = {run.info.run_id for run in runs()} - before
+    assert {outcome.run_id, *outcome.floors[0].confirmed.run_ids} < new
+    found = find_study("small")
+    assert found.run.run_id == outcome.run_id
+    assert {run.run_id for run in (*found.trials, *found.confirmations())} == new - {outcome.run_id}
+    assert len(found.trials) == 5
+
+
+def test_search_timeout_counts_from_the_beginning_of_the_session(source):
+    outcome = run_search(source, replace(REQUEST, timeout=1e-6))
+    assert outcome.done == 0
+    assert len(runs("scan")) == 1
+
+
+def test_search_floors_are_found_again_to_the_last_image(source):
+    outcome = run_search(source, replace(REQUEST, max_drop=(100 / 3, 50.0), trials=1, confirm_seeds=0))
+    assert find_study("small").floors == pytest.approx([one.floor for one in outcome.floors], abs=1e-12)
+
+
 def test_search_floor_that_no_bound_can_meet_ends_in_an_honest_none(source):
     outcome = run_search(source, replace(REQUEST, max_drop=(0.0,), trials=3))
     (floor,) = outcome.floors

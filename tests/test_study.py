@@ -355,13 +355,53 @@ def test_study_trial_without_a_score_is_failed_and_never_best(error):
     assert study.done == states.count(TrialState.COMPLETE)
 
 
-def test_study_interrupted_while_a_result_is_told_leaves_no_running_trial():
+def test_study_interrupted_while_a_result_is_told_has_it():
     def interrupt(*_):
         raise KeyboardInterrupt
 
+    study = make_study()
     with pytest.raises(KeyboardInterrupt):
-        run(make_study(), Listed((500, 0.9)), 1, on_trial=interrupt)
-    assert [trial.state for trial in trials()] != [TrialState.RUNNING]
+        run(study, Listed((500, 0.9)), 1, on_trial=interrupt)
+    assert [trial.state for trial in trials()] == [TrialState.COMPLETE]
+    assert best(study) == (500, 0.9)
+
+
+def test_study_point_that_diverged_is_not_proposed_again():
+    study, calls = make_study(), Listed(DivergedError("loss is nan"), DivergedError("loss is nan"), (500, 0.9))
+    run(study, calls, 1, proposer(study))
+    assert study.done == 1
+    assert len({tuple(sparsity.values()) for sparsity in calls.asked}) == 3
+
+
+def test_study_worker_stops_after_trials_in_a_row_that_diverged_and_says_so(capsys):
+    calls = Listed(*[DivergedError("loss is nan")] * FAILURES)
+    run(make_study(), calls, 30)
+    assert len(calls.asked) == FAILURES
+    assert "10 trials in a row came to no result" in capsys.readouterr().err
+
+
+def test_study_epochs_are_not_exceeded_by_workers_that_look_at_the_same_moment():
+    study, other, calls = make_study(), make_study(), Listed()
+
+    def propose(*known):
+        other._study.enqueue_trial(parameters(Point(density=0.3, offsets=ZERO)))
+        other._study.ask().set_user_attr("session", other.crew.key)
+        return another(*known)
+
+    with other.crew.at_work():
+        run(study, calls, 10, propose, epochs=1.0, epochs_a_trial=1.0)
+    assert calls.asked == []
+    assert [trial.state for trial in trials()] == [TrialState.RUNNING, TrialState.FAIL]
+
+
+@pytest.mark.parametrize("workers", [16, 40])
+def test_proposer_before_any_result_has_a_point_for_each_of_many_workers(workers):
+    study, running = make_study(), []
+    for number in range(workers):
+        running.append(proposer(study)([], running, number, 0.0))
+    assert len({(point.density, *point.offsets.values()) for point in running}) == workers
+    assert all(study.space.least <= point.density <= study.space.most for point in running)
+    assert all(abs(offset) <= REGION for point in running for offset in point.offsets.values())
 
 
 def test_study_other_errors_are_not_hidden():

@@ -29,6 +29,7 @@ def run(folder, *words):
         (["--workers", "4", "--trials", "3"], ["--trials", "3"]),
         (["--workers=4", "--study-name=a", "--seed", "1"], ["--seed", "1"]),
         (["--study_name", "a", "--confirm_seeds", "2", "--max-drop", "1"], ["--max-drop", "1"]),
+        (["--timeout", "60", "--device", "cpu"], ["--device", "cpu"]),
         ([], []),
     ],
 )
@@ -41,8 +42,9 @@ def test_worker_environment_shares_cores_and_gpus_and_leaves_the_run_behind(monk
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    found = [_environment(i, 3) for i in range(3)]
+    found = [_environment(i, 3, "auto") for i in range(3)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["3", "5", "3"]
+    assert _environment(0, 3, "cuda:1")["CUDA_VISIBLE_DEVICES"] == "3,5", "cuda:1 is the second that this process sees"
     assert {one["OMP_NUM_THREADS"] for one in found} == {"2"}
     assert not any("MLFLOW_RUN_ID" in one for one in found)
 

@@ -67,7 +67,7 @@ class Compared:
 def compare(study: FoundStudy, dense: PackedModel, pruned: PackedModel) -> Compared | str:
     """Both networks on the study's validation images; or one sentence that says why that cannot be done here."""
     try:
-        dataset, _ = open_study_data(study, DataRequest(dataset=AUTO, data_dir="", device=AUTO))
+        dataset, _ = open_study_data(study, DataRequest(dataset=AUTO, data_dir=AUTO, device=AUTO))
     except (InputError, OSError) as error:
         return f"The study's data cannot be opened here, so there are no images to compare on: {error}"
     if dataset.classes != dense.header.classes:

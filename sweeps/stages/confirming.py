@@ -16,6 +16,7 @@ from netprune.training import Callbacks
 from sweeps import tracking
 from sweeps.progress import Progress, report
 from sweeps.proposing import expected
+from sweeps.stages.request import as_percent
 from sweeps.stages.source import Source
 from sweeps.stages.starting import fetch_network
 from sweeps.stages.trials import log_result, log_seconds, trial_name
@@ -81,6 +82,8 @@ class Contest:
 
     name: str
     """Of the study."""
+    run_id: str
+    """Its run, which is open: confirmations are nested under it."""
     floors: tuple[float, ...]
     """Each in [0, 1], the highest first."""
     objective: str
@@ -102,6 +105,7 @@ class Contest:
         run_ids = {one.number: one.score.run_id for one in tried}
         return cls(
             name=study.name,
+            run_id=tracking.active_run_id(),
             floors=study.floors,
             objective=objective,
             candidates=tuple(
@@ -162,19 +166,14 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
     """The run of one longer finetuning: an earlier session's, or a new one."""
     finetune = replace(config.finetune, seed=seed) if config.finetune else None
     epochs = finetune.epochs * config.share if finetune else 0.0
-    tags = {
-        tracking.STUDY: contest.name,
-        tracking.TRIAL: str(number),
-        SEED: str(seed),
-        EPOCHS: f"{epochs:g}",
-    }
-    known = tracking.find_runs({tracking.STAGE: "confirm", **tags}, limit=1)
+    tags = {tracking.TRIAL: str(number), SEED: str(seed), EPOCHS: f"{epochs:g}"}
+    known = tracking.find_runs({tracking.STAGE: "confirm", tracking.PARENT: contest.run_id, **tags}, limit=1)
     if known:
         return known[0]
     sparsity = contest.sparsities[number]
     options = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
     name = f"confirm {number:03d} seed {seed}"
-    tags |= {tracking.SESSION: contest.session}
+    tags |= {tracking.STUDY: contest.name, tracking.SESSION: contest.session}
     with tracking.tracked_run("confirm", name, options, tags=tags) as run_id:
         with Progress(f"confirm {number}, seed {seed}") as progress:
             result, data = prune_candidate(
@@ -196,9 +195,7 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
 def record(winners: Mapping[float, Confirmed | None]) -> dict[str, object]:
     """What the study's run keeps, as JSON: floor in percent → the winner's figures, or null."""
     return {
-        f"{100 * floor:.4f}": None
-        if won is None
-        else asdict(won) | {"run_id": won.run_id, "size_bytes": won.size_bytes}
+        as_percent(floor): None if won is None else asdict(won) | {"run_id": won.run_id, "size_bytes": won.size_bytes}
         for floor, won in winners.items()
     }
 

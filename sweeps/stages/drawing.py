@@ -17,7 +17,7 @@ from sweeps.findings import Plot
 from sweeps.stages.analysis import histograms
 from sweeps.stages.comparing import Compared
 from sweeps.stages.history import stopped_early
-from sweeps.stages.scanning import DIGEST, SENSITIVITY
+from sweeps.stages.scanning import SCANNED, SENSITIVITY
 from sweeps.stages.standing import Shown, Standing
 from sweeps.stages.studies import FoundStudy
 
@@ -47,9 +47,8 @@ def draw(standing: Standing, dense: PackedModel, shown: Shown | None, compared: 
         after = measure_size(shown.packed.model)
         made |= histograms(shown.packed.model, "after")
     made["parameters_per_layer"] = figures.parameters_per_layer(measure_size(dense.model), after)
-    scans = tracking.find_runs({tracking.STAGE: "scan", DIGEST: study.run.params["search.weights_digest"]}, limit=1)
-    if scans:
-        text = artifacts.read_artifact(scans[0].run_id, SENSITIVITY).decode()
+    if SCANNED in study.run.tags:
+        text = artifacts.read_artifact(study.run.tags[SCANNED], SENSITIVITY).decode()
         made["sensitivity"] = figures.sensitivity_curves(Sensitivity.from_json(text))
     if compared is not None:
         made["confusion"] = figures.confusion(compared.confusion, compared.classes)

@@ -31,6 +31,7 @@ def run_pipeline(training: TrainRequest, search: SearchRequest) -> PipelineOutco
         InputError: as the stages do; with no trial that meets the floor nothing is registered.
     """
     config = {f"{part}.{k}": v for part, r in (("train", training), ("search", search)) for k, v in asdict(r).items()}
+    del config["search.storage"]  # an address may hold a password
     with tracking.tracked_run("main", f"pipeline on {Path(training.data.dataset).name}", config) as run_id:
         report("1/4 train")
         trained = run_training(training)

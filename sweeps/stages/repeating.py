@@ -10,9 +10,9 @@ from netprune.errors import InputError
 from netprune.recipes import RECIPES, recipe
 from sweeps import tracking
 from sweeps.findings import Repeat, Step
-from sweeps.stages.request import SearchRequest
+from sweeps.stages.request import SearchRequest, as_percent
 from sweeps.stages.scanning import SCAN_OPTIONS
-from sweeps.stages.source import DATA_OPTIONS
+from sweeps.stages.source import DATA_OPTIONS, Source
 from sweeps.stages.studies import FoundStudy
 
 VERSION, COMMIT = "version.", "mlflow.source.git.commit"
@@ -43,9 +43,11 @@ def repeat(study: FoundStudy) -> Repeat:
 
 
 def search_command(study: FoundStudy, **changes: int) -> str:
-    """The search of this study; `changes` are options to give another value."""
+    """The search of this study; `changes` are options to give another value. With other trials, no further limit."""
     params = _stage_params("search", study.run)
-    names = [each.name for each in fields(SearchRequest) if each.name not in ELSEWHERE] + list(SCAN_OPTIONS)
+    # a limit that ended the study would leave nothing to more trials
+    left_out = {*ELSEWHERE, *(("epochs", "timeout") if "trials" in changes else ())}
+    names = [each.name for each in fields(SearchRequest) if each.name not in left_out] + list(SCAN_OPTIONS)
     # a study that was gone on with has more trials than its first session asked for
     trials = max(int(params["trials"]), len(study.trials))
     options = {name: params[name] for name in (*DATA_OPTIONS, *names) if params.get(name, "None") != "None"}
@@ -53,6 +55,13 @@ def search_command(study: FoundStudy, **changes: int) -> str:
         "search_sparsity",
         {**_source(params), **_floors(study), **options, "trials": str(trials)} | _texts(changes),
     )
+
+
+def first_search_command(source: Source) -> str:
+    """A search of what a stage has worked on."""
+    params = source.record()
+    data = {"dataset": params["dataset"], "image_size": params["image_size"]} if source.asked.weights else {}
+    return _command("search_sparsity", {**_source(params), **data})
 
 
 def register_command(study: FoundStudy) -> str:
@@ -69,7 +78,7 @@ def _own(study: FoundStudy) -> dict[str, str]:
 def _source(params: Mapping[str, str]) -> dict[str, str]:
     """The options that name the dense network, of the store or a file and its architecture, and what is kept of it."""
     origin, network = params["origin"], params["model"]
-    bounds = {name: params[name] for name in ("keep", "limit") if name in params}
+    bounds = {name: params[name] for name in ("keep", "limit", "adapt_head") if name in params}
     if not origin.startswith("/"):
         return {"model_uri": origin, **({"model": network} if ":" in network else {}), **bounds}
     model, _, width = network.partition("-w")
@@ -81,7 +90,7 @@ def _floors(study: FoundStudy) -> dict[str, str]:
     params = study.run.params
     drops, dense = params["search.max_drop"], study.run.metrics["dense_val_accuracy"]
     floors = sorted({max(0.0, dense - float(drop) / 100) for drop in drops.split(",")}, reverse=True)
-    if [f"{100 * floor:.4f}" for floor in floors] == params["search.accuracy_floor"].split(","):
+    if [as_percent(floor) for floor in floors] == params["search.accuracy_floor"].split(","):
         return {"max_drop": drops}
     return {"accuracy_floor": params["search.accuracy_floor"]}
 
@@ -97,8 +106,9 @@ def _training(study: FoundStudy) -> str:
     known = next((name for name in RECIPES if _is_of(name, params)), None)
     if known is None:
         return ""
-    names = (*DATA_OPTIONS, "model", "width", "weights", "precision", *FIGURES)
-    return _command("train", {"recipe": known, **{name: params[name] for name in names if params.get(name)}})
+    names = (*DATA_OPTIONS, "model", "width", "weights", "adapt_head", "precision", *FIGURES)
+    given = {name: params[name] for name in names if params.get(name) not in (None, "", str(False))}
+    return _command("train", {"recipe": known, **given})
 
 
 def _is_of(name: str, params: Mapping[str, str]) -> bool:

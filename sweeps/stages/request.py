@@ -85,6 +85,15 @@ class SearchRequest:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be {rule}.")
 
 
+def as_percent(floor: float) -> str:
+    """A floor as params and files have it, in percent: with all of its digits, or trials at it would seem below.
+
+    >>> as_percent(352 / 360), as_percent(0.8188)
+    ('97.7777777778', '81.88')
+    """
+    return f"{100 * floor:.12g}"
+
+
 def study_name(source: Source, request: SearchRequest, floors: Sequence[float]) -> str:
     """By what makes a study another one; the defaults of values and objective go without saying."""
     values = "" if request.values == "fp32" else f"-{request.values.replace(':', '')}"

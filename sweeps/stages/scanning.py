@@ -24,6 +24,8 @@ from sweeps.stages.source import Source
 
 SENSITIVITY, RECORD = "sensitivity.json", "scan.safetensors"
 DIGEST, DATA_DIGEST, CONFIG = "netprune.weights_digest", "netprune.val_digest", "netprune.scan"
+SCANNED = "netprune.scan_run"
+"""Tag of a study: the scan that it goes by."""
 SCAN_OPTIONS = ("sparsities", "max_se", "precision", "saliency")
 AUTO = "auto"
 KEEP_SECONDS = 5.0

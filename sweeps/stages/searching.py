@@ -25,8 +25,8 @@ from sweeps.scores import Tried
 from sweeps.secrets import masked
 from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, Contest, confirm, record
 from sweeps.stages.describing import study_note
-from sweeps.stages.request import SearchRequest, accuracy_floors, bounds_record, study_name
-from sweeps.stages.scanning import run_scan
+from sweeps.stages.request import SearchRequest, accuracy_floors, as_percent, bounds_record, study_name
+from sweeps.stages.scanning import SCANNED, run_scan
 from sweeps.stages.source import Source
 from sweeps.stages.starting import Starts
 from sweeps.stages.studies import study_of
@@ -76,6 +76,7 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
     Raises:
         InputError: for a floor above the dense network's accuracy, or a study of that name with other constants.
     """
+    until = None if request.timeout is None else time.monotonic() + request.timeout
     dense = evaluate(source.model, source.dataset.val, source.dataset)
     floors = accuracy_floors(request, dense)
     constants = {
@@ -100,15 +101,18 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         constants=constants,
     )
     with study.crew.at_work():
-        return _at_work(source, study, request, dense)
+        return _at_work(source, study, request, dense, until)
 
 
-def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense: Evaluation) -> SearchOutcome:
+def _at_work(
+    source: Source, study: SparsityStudy, request: SearchRequest, dense: Evaluation, until: float | None
+) -> SearchOutcome:
     """One session: whoever leads makes the run, the seeds and the confirmations; trials are everybody's."""
     own = ("scan", "storage", "workers")  # an address may hold a password
     options = {k: v for k, v in asdict(request).items() if k not in own} | request.scan.record()
     options["max_drop"] = ",".join(f"{drop:g}" for drop in request.max_drop)
-    config = {**source.record(), **options, "study_name": study.name, "accuracy_floor": _join(study.floors)}
+    options["accuracy_floor"] = ",".join(map(as_percent, study.floors))
+    config = {**source.record(), **options, "study_name": study.name}
     _wait(lambda: study.run_id is not None or study.crew.leads)
     known = study.run_id
     tags = {tracking.STUDY: study.name}
@@ -121,7 +125,7 @@ def _at_work(source: Source, study: SparsityStudy, request: SearchRequest, dense
             _log_dense(source, dense, study.floors)
         tracking.close_dead(study.name, study.crew.dead)
         if study.done < request.trials or study.has_abandoned:
-            _try(source, study, request)
+            _try(source, study, request, until)
         winners = _confirm(source, study, request) if _is_to_confirm(study, request) else {}
         outcome = SearchOutcome(
             study.name,
@@ -154,10 +158,15 @@ def _is_to_confirm(study: SparsityStudy, request: SearchRequest) -> bool:
     return bool(request.confirm_seeds and study.crew.leads and study.done)
 
 
-def _try(source: Source, study: SparsityStudy, request: SearchRequest) -> None:
+def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: float | None) -> None:
+    def left() -> float | None:
+        return None if until is None else max(0.0, until - time.monotonic())
+
     if not study.path:
         _wait(lambda: bool(study.path) or study.crew.leads)
-    basis = Basis(model=source.model, sensitivity=run_scan(source, request.scan).sensitivity, bounds=source.bounds)
+    scan = run_scan(source, request.scan)
+    tracking.set_tags({SCANNED: scan.run_id})
+    basis = Basis(model=source.model, sensitivity=scan.sensitivity, bounds=source.bounds)
     screen = Screen(source.model, source.dataset, request.scan.saliency)
     if not study.path:
         with Progress("seeds", unit="allocation") as progress:
@@ -167,17 +176,18 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest) -> None:
         report(f"seeds by {rule}: the best of the rules before any training")
     finetune = _finetuning(source, request, request.finetune_epochs)
     starts = Starts(source, study, finetune, screen)
-    trials, start = Trials(starts, request.objective, request.seed), time.monotonic()
+    trials = Trials(starts, request.objective, request.seed)
     proposer = _proposer(study, request, basis, screen, trials)
     if request.workers > 1:
-        run_workers(request.workers, study.name)
+        run_workers(request.workers, study.name, device=source.data.device, timeout=left())
     while True:
         limits = Limits(
             trials=request.trials,
-            timeout=request.timeout and max(0.0, request.timeout - (time.monotonic() - start)),
+            timeout=left(),
             epochs=request.epochs,
             epochs_a_trial=trials.epochs_a_trial,
         )
+        trials.resume()
         study.run(trials.evaluate, limits, proposer, trials.reporter(limits), trials.settle)
         if not (study.crew.leads and study.running):
             return
@@ -209,7 +219,7 @@ def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> di
     )
     winners = confirm(source, Contest.of(study, request.objective, source, how.config), how)
     artifacts.log_json(record(winners), CONFIRMED_FILE)
-    _tag_confirmations(study.name, {won.run_id for won in winners.values() if won is not None})
+    _tag_confirmations({won.run_id for won in winners.values() if won is not None})
     strictest = winners[study.floors[0]]
     if strictest is not None:
         tracking.log_metrics(
@@ -222,9 +232,9 @@ def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> di
     return winners
 
 
-def _tag_confirmations(study: str, ships: Collection[str]) -> None:
+def _tag_confirmations(ships: Collection[str]) -> None:
     """Say of every confirmation whether its network is a floor's confirmed one now: an earlier session's may not be."""
-    for run in tracking.find_runs({tracking.STAGE: "confirm", tracking.STUDY: study}):
+    for run in tracking.find_runs({tracking.STAGE: "confirm", tracking.PARENT: tracking.active_run_id()}):
         tracking.set_tags({tracking.CONFIRMED: tracking.flag(run.run_id in ships)}, run.run_id)
 
 
@@ -259,10 +269,6 @@ def _log_dense(source: Source, dense: Evaluation, floors: Sequence[float]) -> No
             "accuracy_floor": floors[0],
         }
     )
-
-
-def _join(floors: Sequence[float]) -> str:
-    return ",".join(f"{100 * floor:.4f}" for floor in floors)
 
 
 def _found(outcome: SearchOutcome) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from netprune.packing import PackedHeader, header_for
 from sweeps import registry, tracking
 from sweeps.progress import detail
 
-AUTO = "auto"
+AUTO, DEFAULT_DATA_DIR = "auto", "~/.cache/netprune"
 DATA_OPTIONS = ("dataset", "image_size", "data_dir", "device")
 
 
@@ -39,6 +39,7 @@ class DataRequest:
 
     dataset: str
     data_dir: str
+    """Where CIFAR-10 and decoded image folders are kept; `auto` for what the network was trained on, or the usual."""
     device: str = AUTO
     image_size: int | None = None
     """Side of an image folder's images, in pixels; None for what the network was trained on, or 32."""
@@ -50,12 +51,13 @@ class DataRequest:
         return cls(**taken | ({"image_size": None} if taken["image_size"] == AUTO else {}))
 
     def resolved(self) -> DataRequest:
-        """With an image folder's path made absolute, so that a run's record means the same everywhere here, and the
-        size of its images."""
+        """With paths made absolute, so that a run's record means the same everywhere here, and the size of the
+        images."""
         folder = Path(self.dataset).expanduser()
         named = self.dataset in DATASETS or not folder.is_dir()
         dataset = self.dataset if named else str(folder.resolve())
-        data_dir = str(Path(self.data_dir).expanduser().resolve())
+        data_dir = DEFAULT_DATA_DIR if self.data_dir == AUTO else self.data_dir
+        data_dir = str(Path(data_dir).expanduser().resolve())
         return replace(self, dataset=dataset, data_dir=data_dir, image_size=self.side)
 
     @property
@@ -120,11 +122,12 @@ class Source:
 
     def record(self) -> dict[str, str]:
         """Params that say what was worked on."""
-        bounds = {"keep": self.asked.keep, "limit": self.asked.limit}
+        how = {"keep": self.asked.keep, "limit": self.asked.limit}
+        how |= {"adapt_head": str(True)} if self.asked.adapt_head else {}
         return {
             "model": self.own or short_name(self.header.architecture),
             "origin": self.origin,
-            **{name: text for name, text in bounds.items() if text},
+            **{name: text for name, text in how.items() if text},
             "dataset": self.data.dataset,
             "image_size": str(self.dataset.image_size),
             "data_dir": self.data.data_dir,
@@ -213,6 +216,8 @@ def _from_store(source: SourceRequest, data: DataRequest) -> Source:
     uri = source.model_uri or newest_dense_model()
     packed, run_id = registry.fetch_model(uri, source.model)
     known = _trained_on(run_id) if run_id and data.dataset == AUTO else {}
+    if data.data_dir != AUTO:
+        known.pop("data_dir", None)
     if data.dataset == AUTO and "dataset" not in known:
         raise InputError(f"the run behind {uri} does not say which data it was trained on: name it with dataset.")
     side = packed.header.image_size
@@ -284,7 +289,7 @@ def newest_dense_model() -> str:
     return found[0].run_id
 
 
-def _trained_on(run_id: str) -> Mapping[str, str]:
+def _trained_on(run_id: str) -> dict[str, str]:
     """The data of the run that made a model, from its stage's own params."""
     run = tracking.find_run(run_id)
     stage = run.tags.get(tracking.STAGE, "")

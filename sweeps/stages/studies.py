@@ -149,23 +149,24 @@ class FoundStudy:
 
     def confirmations(self) -> tuple[tracking.FoundRun, ...]:
         """The finetunings of candidates with fresh seeds, in the order they ran."""
-        tags = {tracking.STAGE: "confirm", tracking.STUDY: self.name}
+        tags = {tracking.STAGE: "confirm", tracking.PARENT: self.run.run_id}
         return tuple(tracking.find_runs(tags, order_by="attributes.start_time ASC"))
 
     def lost(self) -> tuple[tracking.FoundRun, ...]:
         """Trials that came to no result: they diverged, failed, or their worker died."""
-        tags, ended = {tracking.STAGE: "trial", tracking.STUDY: self.name}, ("FAILED", "KILLED")
+        tags, ended = {tracking.STAGE: "trial", tracking.PARENT: self.run.run_id}, ("FAILED", "KILLED")
         return tuple(tracking.find_runs(tags, order_by="attributes.start_time ASC", statuses=ended))
 
     def data(self, request: DataRequest) -> DataRequest:
-        """`request`, with the data set `auto` and the size of the images replaced by the study's own."""
+        """`request`, with what is `auto` in it, and the size of the images, replaced by the study's own."""
         params = self.run.params
         # studies from before it could be chosen do not say it
         known = int(params.get("search.image_size", IMAGE_SIZE))
         size = known if request.image_size is None else request.image_size
-        if request.dataset != AUTO:
-            return replace(request, image_size=size).resolved()
-        return replace(request, dataset=params["search.dataset"], data_dir=params["search.data_dir"], image_size=size)
+        own = request.dataset == AUTO
+        dataset = params["search.dataset"] if own else request.dataset
+        data_dir = params["search.data_dir"] if own and request.data_dir == AUTO else request.data_dir
+        return replace(request, dataset=dataset, data_dir=data_dir, image_size=size).resolved()
 
 
 def find_study(name: str, model: str = "") -> FoundStudy:
@@ -190,10 +191,9 @@ def find_study(name: str, model: str = "") -> FoundStudy:
 
 def study_of(run: tracking.FoundRun, model: str = "") -> FoundStudy:
     """The study that a search's run is of; `model` as in `find_study`."""
-    name = run.tags[tracking.STUDY]
-    tags = {tracking.STAGE: "trial", tracking.STUDY: name}
+    tags = {tracking.STAGE: "trial", tracking.PARENT: run.run_id}
     trials = tracking.find_runs(tags, order_by="attributes.start_time ASC", limit=EVERY)
-    return FoundStudy(name, run, tuple(trials), model)
+    return FoundStudy(run.tags[tracking.STUDY], run, tuple(trials), model)
 
 
 def version_uri(registered: tracking.FoundRun) -> str | None:

@@ -80,6 +80,7 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
         "model": request.source.model,
         "width": request.source.width,
         "weights": request.source.weights,
+        "adapt_head": request.source.adapt_head,
         "dataset": data.dataset,
         "image_size": data.image_size,
         "data_dir": data.data_dir,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
+from netprune.errors import DivergedError
 from netprune.evaluation import Evaluation
 from netprune.masks import Sparsity
 from netprune.packing import pack
@@ -42,7 +43,12 @@ class Trials:
     def __init__(self, starts: Starts, objective: str, seed: int) -> None:
         self.source, self.study, self.config = starts.source, starts.study, starts.config
         self.starts, self.objective, self.seed = starts, objective, seed
-        self.begun, self.results, self.idle_since = time.monotonic(), 0, time.perf_counter()
+        self.results = 0
+        self.resume()
+
+    def resume(self) -> None:
+        """Time counts from now on: what this process waited for others is no trial's."""
+        self.begun, self.idle_since = time.monotonic(), time.perf_counter()
 
     def curves(self, start: Start) -> list[LearningCurve]:
         """Of the study's trials that ran to their end, other workers' too: those that began as this one, at the dense
@@ -87,6 +93,9 @@ class Trials:
                         start=start.network,
                         callbacks=replace(callbacks, on_step=progress),
                     )
+            except DivergedError as error:
+                report(f"{trial_name(number)} came to no result: {error}")
+                raise
             except StoppedEarlyError as stop:
                 score = self._stopped(sparsity, looks, str(stop), run_id)
                 log_seconds({STOPPED: sampled + time.perf_counter() - begun})
@@ -100,7 +109,7 @@ class Trials:
 
     def settle(self, number: int) -> bool:
         """Close what a dead worker's trial left open, and say whether its run had finished: see `study.Settle`."""
-        tags = {tracking.STAGE: "trial", tracking.STUDY: self.study.name, tracking.TRIAL: str(number)}
+        tags = {tracking.STAGE: "trial", tracking.PARENT: self.study.run_id or "", tracking.TRIAL: str(number)}
         tracking.close_dead(self.study.name, self.study.crew.dead)
         return bool(tracking.find_runs(tags, limit=1))
 
@@ -161,11 +170,11 @@ class Trials:
 
         def told(done: int, score: Score) -> None:
             self.results += 1
-            best = [self._best(floor, score) for floor in self.study.floors]
+            best = [one.score if one else None for one in map(self.study.best, self.study.floors)]
             if best[0] is not None:
                 size = {f"best_{self.objective}": best[0].size_bytes}
                 tracking.log_metrics({**size, "best_val_accuracy": best[0].accuracy}, step=done)
-            left = (time.monotonic() - self.begun) / self.results * self._trials_left(limits, done, score)
+            left = (time.monotonic() - self.begun) / self.results * self._trials_left(limits, done)
             if limits.timeout is not None:
                 left = min(left, max(0.0, limits.timeout - (time.monotonic() - self.begun)))
             report(
@@ -176,16 +185,10 @@ class Trials:
 
         return told
 
-    def _best(self, floor: float, last: Score) -> Score | None:
-        """The smallest that meets a floor, the last one included: Optuna has not heard of it yet."""
-        earlier = self.study.best(floor)
-        known = [one for one in (earlier.score if earlier else None, last if last.meets(floor) else None) if one]
-        return min(known, key=lambda one: one.size_bytes, default=None)
-
-    def _trials_left(self, limits: Limits, done: int, last: Score) -> float:
+    def _trials_left(self, limits: Limits, done: int) -> float:
         """As the number of trials and the epochs of the trials so far let one expect."""
         by_number = float(limits.trials - done)
-        spent = last.epochs + sum(tried.score.epochs for tried in self.study.tried)
+        spent = sum(tried.score.epochs for tried in self.study.tried)
         if limits.epochs is None or not spent:
             return by_number
         return min(by_number, max(0.0, limits.epochs - spent) / (spent / done))
