@@ -76,8 +76,12 @@ class Split:
     def first(self, count: int) -> Split:
         """The first `count` images, on the device of the labels."""
         count = min(count, len(self))
-        images = self.images[:count] if self.rows is None else self.images[self.rows[:count]]
-        return Split(images.to(self.labels.device), self.labels[:count])
+        return Split(self.between(0, count), self.labels[:count])
+
+    def between(self, start: int, stop: int) -> Tensor:
+        """The images from `start` up to `stop`, uint8 `(M, 3, H, W)`, on the device of the labels."""
+        images = self.images[start:stop] if self.rows is None else self.images[self.rows[start:stop]]
+        return images.to(self.labels.device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,11 +108,12 @@ class Dataset:
         return int(self.val.images.shape[-1])
 
     def to(self, device: torch.device) -> Dataset:
-        """The same data set with every split on `device`; a training split that does not fit there is streamed."""
-        train = self.train
-        if not train.streamed and not fits(train.images, device):
-            train = dataclasses.replace(train, streamed=True)
-        return dataclasses.replace(self, train=train.to(device), val=self.val.to(device), test=self.test.to(device))
+        """The same data set with every split on `device`; one that does not fit there is streamed.
+
+        Validation comes first: it is gone over most often.
+        """
+        val, train, test = (_moved(split, device) for split in (self.val, self.train, self.test))
+        return dataclasses.replace(self, train=train, val=val, test=test)
 
     def part(self, share: float, *, seed: int, after: float = 0.0) -> Dataset:
         """The same data set with `share` of the training images, in (0, 1], chosen at random by `seed`.
@@ -127,9 +132,15 @@ class Dataset:
     def val_digest(self) -> str:
         """SHA-256 (hex) of the validation images and labels: what a scan was measured on."""
         sha = hashlib.sha256(repr((self.mean, self.std)).encode())
-        for tensor in (self.val.images, self.val.labels):
-            sha.update(tensor.cpu().numpy().tobytes())
+        for start in range(0, len(self.val), DIGEST_IMAGES):
+            sha.update(self.val.between(start, start + DIGEST_IMAGES).cpu().numpy().tobytes())
+        sha.update(self.val.labels.cpu().numpy().tobytes())
         return sha.hexdigest()
+
+
+def _moved(split: Split, device: torch.device) -> Split:
+    streamed = split.streamed or not fits(split.images, device)
+    return dataclasses.replace(split, streamed=streamed).to(device)
 
 
 def fits(images: Tensor, device: torch.device) -> bool:
@@ -194,7 +205,7 @@ def _held_out(
     name: str, pool: Split, val: float, test: float, *, classes: tuple[str, ...], flip: bool = True
 ) -> Dataset:
     parts = [pool.take(index) for index in split_indices(len(pool), val, test)]
-    held = [part.first(len(part)) for part in parts[:2]]
+    held = [_in_memory(part) for part in parts[:2]]
     return Dataset(name=name, val=held[0], test=held[1], train=parts[2], classes=classes, flip=flip)
 
 
@@ -285,10 +296,17 @@ def _image_folder(folder: Path, data_dir: Path, image_size: int) -> Dataset:
     return Dataset(
         name=name,
         train=pool.take(rest),
-        val=pool.take(val).first(len(val)),
-        test=_as_split(test).first(len(test.labels)),
+        val=_in_memory(pool.take(val)),
+        test=_in_memory(_as_split(test)),
         classes=classes,
     )
+
+
+def _in_memory(split: Split) -> Split:
+    """A streamed split read into memory, if it leaves half of that free."""
+    taken = len(split) * split.images.shape[1:].numel()
+    room = split.streamed and taken <= MEMORY_SHARE * free_memory(torch.device("cpu"))
+    return split.first(len(split)) if room else split
 
 
 def _as_split(found: LabelledImages) -> Split:

@@ -55,7 +55,9 @@ class Factory:
         Raises:
             InputError: saying which of these does not hold, and the mend.
         """
-        with torch.random.fork_rng(devices=[]):
+        # it may build on a GPU; one that is not in use yet has no state to keep
+        gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
+        with torch.random.fork_rng(devices=gpus):
             torch.manual_seed(seed)
             try:
                 network = self.function(num_classes)

@@ -11,6 +11,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,6 +22,10 @@ from netprune.errors import InputError
 
 IMAGE_SIZE, LEAST_SIZE, LARGEST_SIZE = 32, 8, 1024
 """Side of images in pixels: what is taken if nothing is said, and what may be asked for."""
+SIXTEEN_BITS = 2**16 - 1
+DECODING = 2
+"""Changes with what decoding gives, so that what is kept from before is not taken."""
+CGROUP = Path("/sys/fs/cgroup")
 DECODED_BYTES = 4096 * 3 * IMAGE_SIZE**2
 """Of decoded images that are in memory at once."""
 MEMORY_SHARE = 0.5
@@ -43,10 +48,23 @@ class LabelledImages:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device: of the GPU, or of the machine."""
+    """Bytes that are free on a device: of the GPU, or of the machine or the container on it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return int(min(psutil.virtual_memory().available, _left_to_container()))
+
+
+def _left_to_container() -> float:
+    """Bytes up to the limit of this process's control group, which psutil does not know; infinite without one.
+
+    Of what is used, files' pages that nobody has looked at lately are free (Linux, cgroup v2).
+    """
+    try:
+        most, used = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        lines = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except OSError:
+        return math.inf
+    return math.inf if most == "max" else max(0, int(most) - int(used) + int(lines["inactive_file"]))
 
 
 def check_image_size(image_size: int) -> None:
@@ -77,7 +95,7 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
     check_image_size(image_size)
     paths, classes = _list_images(folder)
     stamps = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    key = hashlib.sha256(json.dumps([str(folder.resolve()), image_size, stamps]).encode()).hexdigest()[:24]
+    key = hashlib.sha256(json.dumps([DECODING, str(folder.resolve()), image_size, stamps]).encode()).hexdigest()[:24]
     cache = cache_dir / f"images-{key}.npy"
     shape = (len(paths), 3, image_size, image_size)
     stored = _from_cache(cache, shape)
@@ -141,10 +159,22 @@ def _decode_one(path: Path, image_size: int) -> np.ndarray[tuple[int, ...], np.d
     size = (image_size, image_size)
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = _eight_bits(opened).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is not a readable image ({error}): mend or remove it.") from None
     return np.asarray(image if image.size == size else ImageOps.fit(image, size, Image.Resampling.BILINEAR))
+
+
+def _eight_bits(image: Any) -> Any:
+    """PIL cuts grey values of more than 8 bits off at 255: those of 16 are scaled, and wider ones are refused."""
+    from PIL import Image
+
+    if image.mode not in ("F", "I") and not image.mode.startswith("I;"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > SIXTEEN_BITS:
+        raise ValueError("its grey values are not of 8 or 16 bits")
+    return Image.fromarray(np.round(values / (SIXTEEN_BITS / 255)).astype(np.uint8))
 
 
 def _from_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:

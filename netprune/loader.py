@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -14,9 +15,14 @@ from netprune.shares import ALONE, Place
 
 def normalise(images: Tensor, dataset: Dataset) -> Tensor:
     """uint8 `(N, 3, H, W)` → float32 of zero mean and unit deviation by the data set's own figures."""
-    mean = torch.tensor(dataset.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(dataset.std, device=images.device).view(1, 3, 1, 1)
+    mean, std = (_channels(values, images.device) for values in (dataset.mean, dataset.std))
     return (images.float() / 255 - mean) / std
+
+
+@functools.lru_cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`(1, C, 1, 1)`; made once, because a GPU is waited for when it is given a tensor."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def train_batches(
@@ -104,10 +110,9 @@ def batch_for(image_size: int, batch_size: int) -> int:
 def eval_batches(split: Split, dataset: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The split in its own order, normalised, unaltered otherwise; `batch_size` is of images of 32×32 (`batch_for`)."""
     batch_size = batch_for(split.images.shape[-1], batch_size)
-    for images, labels in zip(
-        torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True
-    ):
-        yield normalise(images, dataset), labels
+    for start in range(0, len(split), batch_size):
+        stop = start + batch_size
+        yield normalise(split.between(start, stop), dataset), split.labels[start:stop]
 
 
 def crop(images: Tensor, padding: int, tops: Tensor, lefts: Tensor) -> Tensor:

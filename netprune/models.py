@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def build_model(architecture: Architecture, seed: int = 0, image_size: int = 32)
         InputError: for images that are too small for the network.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all GPUs too
         return MODELS[architecture.name](architecture, image_size)
 
 
@@ -183,30 +183,47 @@ def load_weights(model: nn.Module, state: StateDict, *, adapt_head: bool = False
         InputError: for missing or unexpected names, or shapes that differ; it names the layer and both shapes.
     """
     own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unexpected:
-        raise InputError(_names_message(missing, unexpected))
-    differing = [name for name in own if own[name].shape != state[name].shape]
-    head = list(prunable_weights(model))[-1].removesuffix("weight")
-    fatal = [name for name in differing if not (name.startswith(head) and _differs_in_classes(own, state, name))]
-    if fatal:
-        name = fatal[0]
-        raise InputError(
-            f"the weights do not fit: {name} is {tuple(state[name].shape)} in the file and {tuple(own[name].shape)} "
-            f"in the network; check model and width."
-        )
-    if differing and not adapt_head:
-        name = differing[0]
-        raise InputError(
-            f"the head has another number of classes: {name} is {tuple(state[name].shape)} in the file and "
-            f"{tuple(own[name].shape)} in the network; --adapt-head replaces the head and loads the rest."
-        )
+    differing = differing_shapes(model, {name: tensor.shape for name, tensor in state.items()}, adapt_head=adapt_head)
     model.load_state_dict({name: own[name] if name in differing else state[name] for name in own})
     return differing
 
 
-def _differs_in_classes(own: StateDict, state: StateDict, name: str) -> bool:
-    return own[name].dim() == state[name].dim() and own[name].shape[1:] == state[name].shape[1:]
+def differing_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]], *, adapt_head: bool = False) -> list[str]:
+    """The tensors of the head, by name, that have other shapes in a state dict, where that may be; empty else.
+
+    Args:
+        model: to be loaded into.
+        shapes: name → shape, of the state dict.
+        adapt_head: whether the head may have another number of classes.
+
+    Raises:
+        InputError: as `load_weights` does.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = {name: tuple(shape) for name, shape in shapes.items()}
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise InputError(_names_message(missing, unexpected))
+    differing = [name for name in own if own[name] != state[name]]
+    head = list(prunable_weights(model))[-1].removesuffix("weight")
+    fatal = [name for name in differing if not (name.startswith(head) and _differs_in_classes(own[name], state[name]))]
+    if fatal:
+        name = fatal[0]
+        raise InputError(
+            f"the weights do not fit: {name} is {state[name]} in the file and {own[name]} in the network; check model "
+            f"and width."
+        )
+    if differing and not adapt_head:
+        name = differing[0]
+        raise InputError(
+            f"the head has another number of classes: {name} is {state[name]} in the file and {own[name]} in the "
+            f"network; --adapt-head replaces the head and loads the rest."
+        )
+    return differing
+
+
+def _differs_in_classes(own: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return len(own) == len(other) and own[1:] == other[1:]
 
 
 def _names_message(missing: list[str], unexpected: list[str]) -> str:

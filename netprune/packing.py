@@ -60,7 +60,14 @@ from netprune.data import Dataset
 from netprune.entropy import DamagedStreamError, Decoder, Encoder
 from netprune.errors import InputError
 from netprune.image_folder import IMAGE_SIZE, LARGEST_SIZE
-from netprune.models import Architecture, build_model, load_weights, state_digest, weights_digest
+from netprune.models import (
+    Architecture,
+    build_model,
+    differing_shapes,
+    load_weights,
+    state_digest,
+    weights_digest,
+)
 from netprune.tensors import DTYPE_NAMES, DTYPES, Spec, decode_tensors, encode_tensors, spec
 
 MAX_BYTES = 2**30
@@ -144,7 +151,7 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
         data: the file's bytes.
         into: a module to load the weights into, all or nothing; needed for a network of the user's own class. Or a
             function that builds such a module, called for a file of the user's own class only.
-        max_bytes: of the network's tensors, in memory.
+        max_bytes: of the tensors of a network that is built here, in memory.
 
     Raises:
         InputError: if `data` is not a packed file of this version, is damaged, declares a network larger than
@@ -158,13 +165,15 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
         digest = described["digest"]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise damaged(error) from None
-    total = sum(each.bytes for each in specs)
-    if total > max_bytes:
+    given, total = _given(header, into), sum(each.bytes for each in specs)
+    if given is not None:  # before anything is decoded: what fits takes no more memory than the network does
+        shapes = {each.name: each.shape for each in specs}
+        differing_shapes(given, shapes | {name: shapes[other] for name, other in aliases.items()})
+    elif total > max_bytes:
         raise InputError(
             f"the netprune file declares {total:,} bytes of weights, above the limit of {max_bytes:,}: if you trust "
             f"it, load it with a larger max_bytes."
         )
-    given = _given(header, into)
     target = given if given is not None else _skeleton(header, specs, aliases)
     try:
         decoder = Decoder(tables, coded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -254,8 +255,9 @@ def prune_candidate(
         quantise_and_train(model, dataset, config.values, finetune=config.finetune, teacher=dense, spared=config.spared)
     with _timed(seconds, "pack"):
         data = pack(model, header)
-        # a file does not say how to build a network of the user's own class: it is loaded into one that is there
-        shipped = unpack(data, lambda _: copy.deepcopy(dense)).model.to(device)
+        # a file does not say how to build a network of the user's own class: it is loaded into one that is there; and
+        # this one is from here, however large
+        shipped = unpack(data, lambda _: copy.deepcopy(dense), max_bytes=sys.maxsize).model.to(device)
     with _timed(seconds, "evaluate"):
         val = evaluate(shipped, dataset.val, dataset)
     size = measure_size(shipped)

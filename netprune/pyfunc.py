@@ -8,6 +8,7 @@ code that came with it. Who does not trust where a model came from takes the pac
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class PackedPredictor:
 
     def __init__(self, packed: PackedModel) -> None:
         self.packed = packed
+        self.lock = threading.Lock()  # MLflow's server answers in threads, and a mode is the network's, not a call's
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (packed.header.mean, packed.header.std))
 
     @torch.no_grad()
@@ -53,7 +55,7 @@ class PackedPredictor:
                 f"the images are {tuple(images.shape)}; this network takes (N, 3, {side}, {side}), pixels in [0, 1]."
             )
         parts = torch.split(images, batch_for(side, EVAL_BATCH))
-        with eval_mode(self.packed.model):
+        with self.lock, eval_mode(self.packed.model):
             logits = [self.packed.model((part - self.mean) / self.std) for part in parts]
         return torch.cat(logits).numpy()
 

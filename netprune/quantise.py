@@ -127,7 +127,7 @@ def settle(model: nn.Module, labels: Labels) -> None:
     """
     for name, weight in prunable_weights(model).items():
         index = labels[name].view(-1) + 1
-        entries = round_significand(_means(weight.view(-1), index), SIGNIFICANT_BITS)
+        entries = round_significand(_means(weight.reshape(-1), index), SIGNIFICANT_BITS)
         weight.copy_(entries[index].view(weight.shape))
     _round_others(model)
 
@@ -157,9 +157,9 @@ def _means(values: Tensor, index: Tensor) -> Tensor:
 
 def _round_others(model: nn.Module) -> None:
     fold_biases(model)
-    weights = prunable_weights(model)
-    for name, tensor in model.state_dict().items():
-        if name not in weights and tensor.is_floating_point():
+    weights = {weight.data_ptr() for weight in prunable_weights(model).values()}  # one may have a second name
+    for tensor in model.state_dict().values():
+        if tensor.data_ptr() not in weights and tensor.is_floating_point():
             tensor.copy_(round_significand(tensor, SIGNIFICANT_BITS))
 
 
@@ -234,7 +234,7 @@ def _worth_keeping(
     A kept weight costs the bits of its index and of its position, a zero those of a zero's: taken from their shares.
     """
     bits = -np.log2(np.bincount(index, minlength=len(book)).clip(1) / len(values))
-    density = min(len(values) / size, 1 - 1 / size)
+    density = min(len(values) / size, 1 - 1 / max(size, 2))
     position = np.log2((1 - density) / density)
     rounded = np.square(values - book[index]) + rate_weight * (bits[index] + position)
     worth: NDArray[np.bool_] = rounded <= np.square(values)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from netprune.data import Dataset
-from netprune.loader import normalise
+from netprune.loader import batch_for, normalise
 
-BATCH = 256
+BATCH, LEAST = 256, 32
+"""Images a batch, of 32×32 pixels (`batch_for`), and of any size at least: statistics of a few would be poor ones."""
 
 
 def recalibrate(model: nn.Module, dataset: Dataset, images: int = 2048) -> None:
@@ -23,8 +25,11 @@ def recalibrate(model: nn.Module, dataset: Dataset, images: int = 2048) -> None:
         dataset: the first of its training images are used.
         images: how many, at least 2.
     """
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return
     split = dataset.train.first(max(2, images))
-    batches = [batch for batch in torch.split(normalise(split.images, dataset), BATCH) if len(batch) > 1]
+    parts = torch.split(split.images, max(LEAST, batch_for(dataset.image_size, BATCH)))
+    batches = (normalise(part, dataset) for part in parts if len(part) > 1)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws
         update_bn(batches, model)

@@ -280,7 +280,7 @@ class _Scanner:
             self.points[layer] = distinct([*self.points[layer], *new], self.dense[layer])
 
     def _images(self, start: int, stop: int) -> Tensor:
-        return normalise(self.dataset.val.images[start:stop], self.dataset)
+        return normalise(self.dataset.val.between(start, stop), self.dataset)
 
     def _choose_compute(self) -> Compute:
         if self.config.precision == "fp32":

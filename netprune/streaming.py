@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -62,6 +63,8 @@ def streamed_batches(
         num_workers=WORKERS,
         generator=generator,
         pin_memory=device.type == "cuda",
+        # workers that are no copies of this process would be sent the images, which do not fit: Python 3.14 starts such
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
     for images, labels in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -267,6 +267,7 @@ class _Loop:
         self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+            apply_masks(self.average.module, self.masks)  # what was pruned on the way is in the average still
 
     def _rise(self) -> None:
         """New masks where they are due, twenty times in all: s (1 − (1 − t)³) at a share t of the way.
@@ -308,4 +309,4 @@ class _Loop:
         self.generator.set_state(snapshot["order_state"])
         torch.set_rng_state(snapshot["torch_state"])
         if snapshot["cuda_state"] is not None:
-            torch.cuda.set_rng_state(snapshot["cuda_state"])
+            torch.cuda.set_rng_state(snapshot["cuda_state"], next(self.model.parameters()).device)

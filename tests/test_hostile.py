@@ -205,6 +205,19 @@ def test_unpack_into_a_module_that_does_not_fit_is_refused_and_leaves_it(private
     assert weights_digest(other) == before
 
 
+@pytest.mark.parametrize("shape", [[2**12, 2**13], [2**70, 0], [2**62, 2**62, 0]])
+def test_unpack_into_a_module_of_huge_shapes_is_refused_before_anything_is_decoded(private, shape):
+    header, _, _ = unseal(private[1])
+    header["tensors"][0][1:] = ["BOOL", shape]
+    huge = tampered(private[1], tensors=header["tensors"])
+    with little_memory(), pytest.raises(InputError, match="the weights do not fit"):
+        unpack(huge, Private())
+
+
+def test_unpack_into_a_module_needs_no_larger_limit(private):
+    assert unpack(private[1], Private(), max_bytes=1)
+
+
 def test_unpack_into_a_module_works_for_known_architectures_too(packed, tiny_net, tiny_header):
     given = build_model(tiny_header.architecture, seed=5)
     assert weights_digest(unpack(packed, given).model) == weights_digest(tiny_net)

@@ -145,6 +145,32 @@ def test_read_image_folder_other_colour_modes_become_rgb(tmp_path, mode):
     assert read_image_folder(tmp_path / "in", tmp_path / "cache").images.shape == (3, 3, 32, 32)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_read_image_folder_grey_image_of_16_bits_is_scaled(tmp_path, suffix):
+    make_folder(tmp_path / "in", count=1)
+    ramp = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "in" / "cat" / f"x.{suffix}")
+    image = read_image_folder(tmp_path / "in", tmp_path / "cache").images[1].numpy()
+    assert np.abs(image - ramp / 257).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("values", [np.float32(0.5), np.int32(70_000), np.int32(-1)])
+def test_read_image_folder_grey_image_of_more_bits_is_refused_by_name(tmp_path, values):
+    make_folder(tmp_path / "in", count=1)
+    Image.fromarray(np.full((32, 32), values)).save(tmp_path / "in" / "cat" / "x.tif")
+    with pytest.raises(InputError, match=r"x\.tif is not a readable image \(its grey values are not of 8 or 16 bits\)"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(("most", "left"), [("1000", 400), ("500", 0), ("max", None)])
+def test_free_memory_heeds_the_limit_of_a_container(tmp_path, monkeypatch, most, left):
+    for name, text in (("max", most), ("current", "700"), ("stat", "anon 1\ninactive_file 100\nfile 5")):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    monkeypatch.setattr(image_folder, "CGROUP", tmp_path)
+    free = image_folder.free_memory(torch.device("cpu"))
+    assert free == left if left is not None else free > 10**6
+
+
 def test_read_image_folder_without_images_says_where_they_go(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match=r"in holds no images: put them under .*in/<class>/"):

@@ -1,5 +1,8 @@
 """The packed file behind MLflow's `predict`: the module's own outputs."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +37,27 @@ def test_predict_equals_the_modules_logits_on_normalised_images(predictor, tiny_
     assert logits.dtype == np.float32
     assert logits.shape == (24, 3)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_predict_in_several_threads_has_the_network_to_itself(predictor, tiny_dataset, monkeypatch):
+    inside, most = [], []
+    whole = pyfunc.eval_mode
+
+    @contextmanager
+    def watched(model):
+        inside.append(model)
+        most.append(len(inside))
+        time.sleep(0.02)
+        with whole(model):
+            yield
+        inside.pop()
+
+    monkeypatch.setattr(pyfunc, "eval_mode", watched)
+    images = (tiny_dataset.val.images / 255).numpy()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(predictor.predict, [images] * 8))
+    assert most == [1] * 8
+    assert all(np.array_equal(one, found[0]) for one in found)
 
 
 def test_predict_leaves_weights_modes_and_input_alone(predictor, tiny_dataset):

@@ -52,6 +52,30 @@ def test_values_of_a_kind_and_bits_that_do_not_fit_are_refused():
             Values(kind, bits)
 
 
+class Shared(nn.Module):
+    """Layers as users have them: one of a single weight, and one under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Conv2d(1, 1, 1)
+        self.first = nn.Linear(8, 8)
+        self.second = self.first
+        self.last = nn.Conv2d(2, 4, 3)
+
+
+@pytest.mark.parametrize("text", KINDS)
+def test_quantise_shared_and_single_weights_in_any_layout_is_as_of_plain_ones(text):
+    torch.manual_seed(0)
+    model = Shared()
+    plain = nn.ModuleDict({"scale": model.scale, "first": model.first, "last": model.last})
+    plain = copy.deepcopy(plain)
+    model.to(memory_format=torch.channels_last)
+    for network in (model, plain):
+        quantise(network, Values.parse(text))
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
 def test_quantise_to_fp32_changes_nothing(pruned):
     before = weights_digest(pruned)
     assert quantise(pruned, Values()) == {}

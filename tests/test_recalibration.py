@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
+from netprune.data import Split
 from netprune.evaluation import evaluate
 from netprune.loader import normalise
 from netprune.models import prunable_weights
@@ -53,8 +55,21 @@ def test_recalibrate_never_takes_a_batch_of_one(tiny_dataset, tiny_net):
     assert all(norm.running_var.isfinite().all() for norm in norms(tiny_net))
 
 
+@pytest.mark.parametrize(("side", "batch"), [(32, 256), (64, 64), (512, 32)])
+def test_recalibrate_larger_images_go_in_smaller_batches(tiny_dataset, tiny_net, side, batch):
+    seen = []
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    model[0].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    images = torch.zeros(300, 3, side, side, dtype=torch.uint8)
+    train = Split(images, torch.zeros(300, dtype=torch.long))
+    recalibrate(model, replace(tiny_dataset, train=train, val=train.first(1)))
+    assert seen[0] == batch
+    assert sum(seen) == 300
+
+
 def test_recalibrate_network_without_normalisation_is_left_alone(tiny_dataset):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))
     before = model[1].weight.clone()
+    model.forward = None  # nor is it run
     recalibrate(model, tiny_dataset)
     assert torch.equal(model[1].weight, before)

@@ -9,9 +9,11 @@ from PIL import Image
 
 from netprune import data, image_folder, streaming
 from netprune.data import Split, load_dataset
+from netprune.evaluation import evaluate
 from netprune.loader import normalise, steps_per_epoch, train_batches
 from netprune.precision import fit_to_device
 from netprune.recipes import recipe
+from netprune.scanner import ScanConfig, scan
 from netprune.shares import Place
 from netprune.streaming import streamed_batches
 from netprune.training import train
@@ -97,7 +99,7 @@ def test_train_on_a_streamed_split_learns(streamed, tiny_net):
     assert results[-1].val.accuracy > 0.6
 
 
-@pytest.mark.parametrize("room", ["enough", "little"])
+@pytest.mark.parametrize("room", ["enough", "little", "hardly any"])
 def test_load_dataset_folder_that_would_fill_the_memory_stays_on_disk(tmp_path, monkeypatch, room):
     for name, value in (("cat", 30), ("dog", 200)):
         for number in range(30):
@@ -105,12 +107,13 @@ def test_load_dataset_folder_that_would_fill_the_memory_stays_on_disk(tmp_path, 
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((32, 32, 3), value + number, dtype=np.uint8)).save(path)
     in_memory = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
-    free = 60 * 3072 * (2 if room == "enough" else 1)
-    monkeypatch.setattr(image_folder, "free_memory", lambda _: free)
+    free = {"enough": 120, "little": 60, "hardly any": 11}[room] * 3072
+    for module in (image_folder, data):
+        monkeypatch.setattr(module, "free_memory", lambda _: free)
     found = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
-    assert found.train.streamed == (room == "little")
-    assert not found.val.streamed
-    assert not found.test.streamed
+    assert found.train.streamed == (room != "enough")
+    assert found.val.streamed == found.test.streamed == (room == "hardly any")
+    assert found.val_digest() == in_memory.val_digest()
     for part in ("train", "val", "test"):
         ours, theirs = getattr(found, part), getattr(in_memory, part)
         assert torch.equal(ours.first(len(ours)).images, theirs.images)
@@ -128,4 +131,17 @@ def test_dataset_to_a_device_without_room_leaves_the_training_images_where_they_
         assert moved.train.streamed == streamed
         assert moved.train.images.device.type == ("cpu" if streamed else "meta")
         assert moved.train.labels.device.type == moved.val.images.device.type == "meta"
+    monkeypatch.setattr(data, "free_memory", lambda _: 1)
+    moved = tiny_dataset.to(torch.device("meta"))
+    assert {split.images.device.type for split in (moved.train, moved.val, moved.test)} == {"cpu"}
+
+
+def test_evaluate_on_a_streamed_split_is_the_same(tiny_dataset, tiny_net):
+    order = torch.randperm(24, generator=generator())
+    inverse = order.argsort()
+    kept = Split(tiny_dataset.val.images[order], tiny_dataset.val.labels[order], streamed=True)
+    streamed = replace(tiny_dataset, val=kept.take(inverse))
+    assert evaluate(tiny_net, streamed.val, streamed) == evaluate(tiny_net, tiny_dataset.val, tiny_dataset)
+    config = ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32")
+    assert scan(tiny_net, streamed, config).to_json() == scan(tiny_net, tiny_dataset, config).to_json()
     assert not tiny_dataset.to(CPU).train.streamed  # they are there already

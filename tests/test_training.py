@@ -383,6 +383,11 @@ def test_train_gradual_raises_the_sparsity_by_the_cubic_and_ends_exact(tiny_data
     )
 
 
+def test_train_gradual_with_an_average_ends_exact(tiny_dataset, tiny_net):
+    train(tiny_net, tiny_dataset, replace(SHORT, ema=0.9, gradual=0.5), held=Held(rising=rising_half(tiny_net, [])))
+    assert set(measured_sparsity(tiny_net).values()) == {0.5}
+
+
 def test_train_gradual_resumed_equals_the_uninterrupted_training(tiny_dataset):
     config, snapshots = TrainConfig(epochs=4, batch_size=24, max_lr=0.02, gradual=0.8), []
 

@@ -85,8 +85,8 @@ def compare(study: FoundStudy, dense: PackedModel, pruned: PackedModel) -> Compa
             f"{percent(found)} on it, and {percent(known)} in the study."
         )
     shown = choose_images(labels, of_dense, of_pruned)
-    images = dataset.val.images[torch.from_numpy(shown).to(device)].cpu().permute(0, 2, 3, 1).numpy()
-    return Compared(dataset.classes, labels, of_dense, of_pruned, shown, images)
+    images = dataset.val.take(torch.from_numpy(shown).to(device)).between(0, len(shown))
+    return Compared(dataset.classes, labels, of_dense, of_pruned, shown, images.cpu().permute(0, 2, 3, 1).numpy())
 
 
 def choose_images(labels: NDArray[np.int64], dense: NDArray[np.int64], pruned: NDArray[np.int64]) -> NDArray[np.int64]:
