@@ -103,6 +103,7 @@ def test_search_register_and_load_from_another_folder_gives_the_logged_test_accu
     def search(trials):
         options = ["--max-drop", "60", "--trials", trials, "--batch-size", "64", "--study-name", "small"]
         options += ["--values", "codebook:4", "--objective", "nonzero_bytes", "--confirm-epochs", "1"]
+        options += ["--sparsities", "0.5,0.9,1", "--precision", "fp32"]
         done = run(project, sys.executable, "-m", "sweeps.search_sparsity", *options)
         assert done.returncode == 0, done.stderr
 

@@ -115,7 +115,7 @@ def test_scan_and_analyse_of_an_own_network_leave_kept_layers_alone(trained):
     scanned = run(scan_sensitivity.main, "--model", OWN, "--keep", "fc", "--sparsities", "0.5,1").stdout
     assert "features.0.weight" in scanned
     assert "fc.weight" not in scanned
-    assert f"search_sparsity --model {OWN}" in scanned
+    assert f"search_sparsity --model-uri {trained.run_id} --model {OWN} --keep fc" in scanned
     sizes = run(analyse.main, "--model", OWN, "--keep", "fc", "--allocation", "uniform:0.25").stdout
     rows = {line.split()[0]: line.split()[-2:] for line in sizes.split("after pruning")[1].splitlines() if "%" in line}
     assert rows["fc.weight"] == ["0.00", "%"]

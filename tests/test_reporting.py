@@ -218,10 +218,10 @@ def test_report_seconds_are_the_sums_of_the_trials(source, rendered):
 
 
 def test_report_names_trials_that_came_to_nothing(source, rendered):
-    run_search(source, replace(REQUEST, confirm_seeds=0, trials=1))
+    study = run_search(source, replace(REQUEST, confirm_seeds=0, trials=1)).run_id
 
     def tags(number):
-        return {tracking.STUDY: "small", tracking.TRIAL: str(number)}
+        return {tracking.STUDY: "small", tracking.TRIAL: str(number), tracking.PARENT: study}
 
     for number, error in enumerate((KeyboardInterrupt, ValueError), start=1):
         with pytest.raises(error), tracking.tracked_run("trial", "a trial", {}, tags=tags(number)):

@@ -210,9 +210,9 @@ def test_open_store_that_is_fresh_by_several_processes_at_once_works(tmp_path):
     script = "from sweeps.tracking import open_store; open_store()"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     words = [sys.executable, "-c", script]
-    started = [subprocess.Popen(words, cwd=tmp_path, env=kept, stderr=subprocess.PIPE) for _ in range(3)]
+    started = [subprocess.Popen(words, cwd=tmp_path, env=kept, stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate(timeout=200)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * 3, errors
+    assert [process.returncode for process in started] == [0] * 2, errors
     found = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}").search_experiments()
     assert "netprune" in {experiment.name for experiment in found}
     assert not list(tmp_path.glob(".mlflow.db-*"))
