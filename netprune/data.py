@@ -110,9 +110,10 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         """The same data set with every split on `device`; one that does not fit there is streamed.
 
-        Validation comes first: it is gone over most often.
+        The training split comes first: whether it fits must not depend on what else has been moved, for of several
+        processes all or none stream it.
         """
-        val, train, test = (_moved(split, device) for split in (self.val, self.train, self.test))
+        train, val, test = (_moved(split, device) for split in (self.train, self.val, self.test))
         return dataclasses.replace(self, train=train, val=val, test=test)
 
     def part(self, share: float, *, seed: int, after: float = 0.0) -> Dataset:

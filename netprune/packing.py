@@ -166,7 +166,7 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise damaged(error) from None
     given, total = _given(header, into), sum(each.bytes for each in specs)
-    if given is not None:  # before anything is decoded: what fits takes no more memory than the network does
+    if given is not None:  # before anything is decoded: what fits takes memory as the network does, a few times over
         shapes = {each.name: each.shape for each in specs}
         differing_shapes(given, shapes | {name: shapes[other] for name, other in aliases.items()})
     elif total > max_bytes:

@@ -131,6 +131,9 @@ def test_dataset_to_a_device_without_room_leaves_the_training_images_where_they_
         assert moved.train.streamed == streamed
         assert moved.train.images.device.type == ("cpu" if streamed else "meta")
         assert moved.train.labels.device.type == moved.val.images.device.type == "meta"
+    left = [2 * needed, 0, 0]  # the training split has its choice first, as `agreed` takes it
+    monkeypatch.setattr(data, "free_memory", lambda _: left.pop(0))
+    assert not tiny_dataset.to(torch.device("meta")).train.streamed
     monkeypatch.setattr(data, "free_memory", lambda _: 1)
     moved = tiny_dataset.to(torch.device("meta"))
     assert {split.images.device.type for split in (moved.train, moved.val, moved.test)} == {"cpu"}
