@@ -28,7 +28,7 @@ from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import first_search_command, repeat, search_command
 from sweeps.stages.reporting import PAGE, run_report
 from sweeps.stages.request import SearchRequest
-from sweeps.stages.scanning import ScanRequest, run_scan
+from sweeps.stages.scanning import SCANNED, ScanRequest, run_scan
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source, SourceRequest
 from sweeps.stages.starting import PACKED_FILE
@@ -317,6 +317,18 @@ def test_report_shows_the_scan_that_the_study_went_by(source, monkeypatch):
     run_report("small")
     own, later, shown = drawn
     assert shown == own != later
+
+
+@pytest.mark.parametrize("left", ["the id of a run that is gone", "nothing"])
+def test_report_of_a_study_whose_scan_is_gone_has_all_else(source, monkeypatch, left):
+    blank = drawing._png(Figure(figsize=(1, 1)))
+    monkeypatch.setattr(drawing, "_png", lambda _: blank)
+    run_id = run_search(source, replace(REQUEST, trials=1, confirm_seeds=0)).run_id
+    if left == "nothing":
+        mlflow.MlflowClient().delete_tag(run_id, SCANNED)
+    else:
+        mlflow.MlflowClient().set_tag(run_id, SCANNED, "0" * 32)
+    assert DRAWN - set(run_report("small").figures) == {"sensitivity"}
 
 
 def run(*arguments):

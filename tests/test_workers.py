@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 
-from sweeps.workers import _environment, _without
+from sweeps.workers import _environment, _without, run_workers
 
 pytestmark = pytest.mark.end_to_end
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,17 @@ def run(folder, *words):
 )
 def test_worker_command_line_is_the_commands_without_what_it_is_told_anew(words, kept):
     assert _without(words) == kept
+
+
+@pytest.mark.parametrize(("left", "told"), [(None, []), (12.0, ["--timeout", "12.000"]), (0.0, ["--timeout", "0.001"])])
+def test_run_workers_gives_them_the_time_that_is_left(monkeypatch, left, told):
+    started = []
+    ended = SimpleNamespace(wait=lambda **_: 0, poll=lambda: 0)
+    monkeypatch.setattr("subprocess.Popen", lambda words, **_: started.append(words) or ended)
+    monkeypatch.setattr("sys.argv", ["search", "--timeout", "99", "--trials", "5"])
+    run_workers(2, "small", device="cpu", timeout=left)
+    common = ["--trials", "5", "--study-name", "small", "--workers", "1", "--confirm-seeds", "0"]
+    assert [words[3:] for words in started] == [common + told] * 2
 
 
 def test_worker_environment_shares_cores_and_gpus_and_leaves_the_run_behind(monkeypatch):

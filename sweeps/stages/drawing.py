@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from netprune.errors import InputError
 from netprune.packing import PackedModel
 from netprune.sensitivity import Sensitivity
 from netprune.size import measure_size
@@ -47,8 +49,8 @@ def draw(standing: Standing, dense: PackedModel, shown: Shown | None, compared: 
         after = measure_size(shown.packed.model)
         made |= histograms(shown.packed.model, "after")
     made["parameters_per_layer"] = figures.parameters_per_layer(measure_size(dense.model), after)
-    if SCANNED in study.run.tags:
-        text = artifacts.read_artifact(study.run.tags[SCANNED], SENSITIVITY).decode()
+    with suppress(InputError):  # the scan's run has been deleted, or the study ended before it
+        text = artifacts.read_artifact(study.run.tags.get(SCANNED, ""), SENSITIVITY).decode()
         made["sensitivity"] = figures.sensitivity_curves(Sensitivity.from_json(text))
     if compared is not None:
         made["confusion"] = figures.confusion(compared.confusion, compared.classes)
