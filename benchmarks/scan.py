@@ -25,7 +25,8 @@ from netprune.data import Dataset
 from netprune.loader import normalise
 from netprune.models import prunable_weights
 from netprune.rules import knapsack
-from netprune.scanner import ScanConfig, ScanRecord, scan
+from netprune.scan_record import ScanRecord
+from netprune.scanner import ScanConfig, scan
 from netprune.sensitivity import Sensitivity
 
 SPARSITIES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

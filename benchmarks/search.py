@@ -30,6 +30,7 @@ from torch import nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import Basis, find_allocator
+from netprune.callbacks import Callbacks
 from netprune.confirmation import Candidate, aim
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
@@ -42,7 +43,6 @@ from netprune.quantise import Values
 from netprune.recovery import GAIN
 from netprune.scanner import scan
 from netprune.seeding import DENSITIES
-from netprune.training import Callbacks
 from sweeps import tracking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,7 +175,10 @@ def main() -> None:
     options = _options()
     dataset = load_dataset(options.dataset, options.data_dir).to(torch.device(options.device))
     widths = QUICK_WIDTHS if options.quick else options.widths
-    results = {width: measure(dataset, width, options) for width in widths}
+    results = {}
+    for width in widths:
+        results[width] = measure(dataset, width, options)
+        print(f"width {width}: {results[width]}", file=sys.stderr, flush=True)  # the wide ones take minutes
     header = ["width", "plain loop", "ours", "random tensors", "ours / plain", "of the limit", "format"]
     print_table(header, [found.row(width) for width, found in results.items()])
     at = FIGURE_WIDTH if FIGURE_WIDTH in results else max(results)

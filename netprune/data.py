@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.client
 import os
-import threading
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from netprune.cifar10 import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, read_cifar10
 from netprune.errors import InputError
-from netprune.image_folder import (
-    IMAGE_SIZE,
-    MEMORY_SHARE,
-    LabelledImages,
-    check_image_size,
-    free_memory,
-    read_image_folder,
-)
+from netprune.image_folder import IMAGE_SIZE, LabelledImages, check_image_size, read_image_folder
+from netprune.memory import fits
 
 SPLIT_SEED = 0
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PROBE_SECONDS = 4.0
 DIGEST_IMAGES = 4096
 
 
@@ -53,6 +42,10 @@ class Split:
         """The same split on another device, the images too unless they are streamed."""
         images = self.images if self.streamed else self.images.to(device)
         return dataclasses.replace(self, images=images, labels=self.labels.to(device))
+
+    def fits(self, device: torch.device) -> bool:
+        """Whether its images are on `device`, or can be moved there with half of the free memory left."""
+        return not self.streamed and (self.images.device == device or fits(self.images.nbytes, device))
 
     def take(self, index: Tensor) -> Split:
         """The images at `index`, int64 `(M,)`; streamed if this split is."""
@@ -140,15 +133,7 @@ class Dataset:
 
 
 def _moved(split: Split, device: torch.device) -> Split:
-    streamed = split.streamed or not fits(split.images, device)
-    return dataclasses.replace(split, streamed=streamed).to(device)
-
-
-def fits(images: Tensor, device: torch.device) -> bool:
-    """Whether moving `images` to `device` leaves half of its free memory free; what is there already fits."""
-    if images.device == device:
-        return True
-    return images.nbytes <= MEMORY_SHARE * free_memory(device)
+    return dataclasses.replace(split, streamed=not split.fits(device)).to(device)
 
 
 def split_indices(count: int, *fractions: float) -> list[Tensor]:
@@ -223,18 +208,7 @@ def _digits(_: Path) -> Dataset:
 
 
 def _cifar10(data_dir: Path) -> Dataset:
-    import torchvision
-
-    folder = torchvision.datasets.CIFAR10
-    try:
-        train, test = (folder(data_dir, train=part) for part in (True, False))
-    except RuntimeError:  # torchvision: "Dataset not found or corrupted"
-        _download_cifar10(data_dir)
-        train, test = (folder(data_dir, train=part) for part in (True, False))
-    pool, held = (
-        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-        for part in (train, test)
-    )
+    pool, held = (Split(*part) for part in read_cifar10(data_dir))
     val, rest = split_indices(len(pool), 0.1)
     return Dataset(
         name="cifar10",
@@ -243,42 +217,6 @@ def _cifar10(data_dir: Path) -> Dataset:
         test=held,
         classes=CIFAR10_CLASSES,
     )
-
-
-def _download_cifar10(data_dir: Path) -> None:
-    import torchvision
-
-    mend = "take dataset=digits, which is built in, or name the folder that holds cifar-10-batches-py with data_dir"
-    reason = _unreachable(torchvision.datasets.CIFAR10.url)
-    try:
-        if not reason:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            torchvision.datasets.CIFAR10(data_dir, train=True, download=True)
-    except (OSError, RuntimeError) as error:
-        reason = str(error)
-    if reason:
-        raise InputError(f"CIFAR-10 is not in {data_dir} and cannot be downloaded ({reason}): {mend}.")
-
-
-def _unreachable(url: str) -> str:
-    """Why `url` does not answer within `PROBE_SECONDS`; empty if it does.
-
-    torchvision waits without limit for a host that does not answer, and a name look-up heeds no socket timeout: hence
-    the thread, which is left behind if it hangs.
-    """
-    reasons: list[str] = []
-
-    def probe() -> None:
-        try:
-            urllib.request.urlopen(url, timeout=PROBE_SECONDS).close()
-            reasons.append("")
-        except (OSError, http.client.HTTPException) as error:
-            reasons.append(str(error) or type(error).__name__)
-
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return reasons[0] if reasons else f"no answer within {PROBE_SECONDS:g} s"
 
 
 def _image_folder(folder: Path, data_dir: Path, image_size: int) -> Dataset:
@@ -306,8 +244,7 @@ def _image_folder(folder: Path, data_dir: Path, image_size: int) -> Dataset:
 def _in_memory(split: Split) -> Split:
     """A streamed split read into memory, if it leaves half of that free."""
     taken = len(split) * split.images.shape[1:].numel()
-    room = split.streamed and taken <= MEMORY_SHARE * free_memory(torch.device("cpu"))
-    return split.first(len(split)) if room else split
+    return split.first(len(split)) if split.streamed and fits(taken, torch.device("cpu")) else split
 
 
 def _as_split(found: LabelledImages) -> Split:

@@ -14,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from netprune.errors import InputError
+from netprune.memory import fits
 
 IMAGE_SIZE, LEAST_SIZE, LARGEST_SIZE = 32, 8, 1024
 """Side of images in pixels: what is taken if nothing is said, and what may be asked for."""
 SIXTEEN_BITS = 2**16 - 1
 DECODING = 2
 """Changes with what decoding gives, so that what is kept from before is not taken."""
-CGROUP = Path("/sys/fs/cgroup")
 DECODED_BYTES = 4096 * 3 * IMAGE_SIZE**2
 """Of decoded images that are in memory at once."""
-MEMORY_SHARE = 0.5
-"""Of what is free, that images may take."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -45,26 +42,6 @@ class LabelledImages:
     """Folder names, sorted."""
     on_disk: bool = False
     """The images stay in the cache's file, and are read from there as they are used: they would fill the memory."""
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device: of the GPU, or of the machine or the container on it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(min(psutil.virtual_memory().available, _left_to_container()))
-
-
-def _left_to_container() -> float:
-    """Bytes up to the limit of this process's control group, which psutil does not know; infinite without one.
-
-    Of what is used, files' pages that nobody has looked at lately are free (Linux, cgroup v2).
-    """
-    try:
-        most, used = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        lines = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-    except OSError:
-        return math.inf
-    return math.inf if most == "max" else max(0, int(most) - int(used) + int(lines["inactive_file"]))
 
 
 def check_image_size(image_size: int) -> None:
@@ -102,7 +79,7 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
     if stored is None:
         _decode(paths, cache, shape)
         stored = np.load(cache, mmap_mode="c")
-    on_disk = stored.nbytes > MEMORY_SHARE * free_memory(torch.device("cpu"))
+    on_disk = not fits(stored.nbytes, torch.device("cpu"))
     images = torch.from_numpy(stored if on_disk else np.array(stored))
     index = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([index[path.relative_to(folder).parts[0]] for path in paths])

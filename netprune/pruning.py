@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import nn
 
+from netprune.callbacks import CHECK_IMAGES, NOBODY, Callbacks
 from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation, evaluate
@@ -25,7 +26,7 @@ from netprune.recipes import FINETUNE, TrainConfig
 from netprune.rounding import quantise_and_train
 from netprune.saliency import find_saliency
 from netprune.size import measure_size
-from netprune.training import CHECK_IMAGES, NOBODY, Callbacks, Held, train
+from netprune.training import Held, train
 
 HAD_STEPS = 10**6
 """To so many parts of an epoch earlier finetunings are told apart."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +24,7 @@ from netprune.loader import batch_for, normalise
 from netprune.masks import check_sparsity, prune_order, pruned_count
 from netprune.models import prunable_weights, weights_digest
 from netprune.saliency import Saliency, magnitude, score
+from netprune.scan_record import Point, ScanRecord
 from netprune.sensitivity import LayerCurve, Sensitivity
 from netprune.tracing import PrefixReuse, Rest, WholePasses, reuse_prefix
 
@@ -35,8 +34,6 @@ ROUND_IMAGES = 256
 TRIAL_IMAGES = 4
 PROBE_POOL = 512
 CHECK_IMAGES = 256
-Point = tuple[str, float]
-"""Weight name and sparsity; `("", 0.0)` is the dense network."""
 DENSE: Point = ("", 0.0)
 OnPoint = Callable[[int, int], None]
 """Called after each measurement with the points that are done and the points known so far."""
@@ -69,48 +66,6 @@ class ScanConfig:
             raise InputError(f"max_se is {self.max_se}; it is in nats, at least 0.")
         if self.precision not in ("auto", "fp32"):
             raise InputError(f"precision is {self.precision!r}; choose auto or fp32.")
-
-
-@dataclass(slots=True)
-class ScanRecord:
-    """All that a scan has measured so far: given back to `scan`, it goes on from there."""
-
-    compute: Compute | None = None
-    losses: dict[Point, Tensor] = field(default_factory=dict)
-    """float32 `(n,)` for each point: cross-entropy of the split's first n images."""
-    right: dict[Point, Tensor] = field(default_factory=dict)
-    """bool `(n,)`: whether they were classified right."""
-
-    def add(self, point: Point, losses: Tensor, right: Tensor) -> None:
-        """Append what the next images gave."""
-        if point in self.losses:
-            losses, right = torch.cat([self.losses[point], losses.cpu()]), torch.cat([self.right[point], right.cpu()])
-        self.losses[point], self.right[point] = losses.cpu(), right.cpu()
-
-    def count(self, point: Point) -> int:
-        """Images that the point was measured on."""
-        return len(self.losses.get(point, ()))
-
-    def to_bytes(self) -> bytes:
-        """As a safetensors file."""
-        tensors = {}
-        for (layer, sparsity), losses in self.losses.items():
-            tensors[f"losses {sparsity!r} {layer}"] = losses
-            tensors[f"right {sparsity!r} {layer}"] = self.right[layer, sparsity]
-        compute = json.dumps(asdict(self.compute) if self.compute else None)
-        data: bytes = safetensors.torch.save(tensors, {"compute": compute})
-        return data
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> ScanRecord:
-        """The inverse of `to_bytes`."""
-        length = int.from_bytes(data[:8], "little")
-        compute = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["compute"])
-        record = cls(compute=Compute(**compute) if compute else None)
-        for name, tensor in safetensors.torch.load(data).items():
-            kind, sparsity, layer = name.split(" ", 2)
-            (record.losses if kind == "losses" else record.right)[layer, float(sparsity)] = tensor
-        return record
 
 
 def scan(

@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from netprune import distributed
+from netprune.callbacks import CHECK_IMAGES, NOBODY, Callbacks, EpochResult, Snapshot
 from netprune.data import Dataset, Split
 from netprune.distillation import distillation_loss
 from netprune.errors import DivergedError, InputError
@@ -28,51 +29,6 @@ from netprune.quantise import Labels, share_gradients
 from netprune.recipes import TrainConfig
 
 RISES = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochResult:
-    """What one epoch gave."""
-
-    epoch: int
-    """From 1."""
-    train_loss: float
-    """Mean over the epoch's steps, augmented images, in nats."""
-    val: Evaluation
-    learning_rate: float
-    """Of the epoch's last step."""
-    seconds: float
-    """Training alone, without validation."""
-
-    images_per_second: float
-    """Training alone."""
-
-
-Snapshot = dict[str, Any]
-"""All that `train` needs to go on: tensors, numbers and lists only, so `torch.load(weights_only=True)` reads it. Under
-`model` is the state dict of the network that was validated."""
-OnEpoch = Callable[[EpochResult, Callable[[], Snapshot]], None]
-"""Called after each epoch's validation; the second argument makes a snapshot when it is asked to."""
-OnStep = Callable[[int, int], None]
-"""Called after each step with the steps done and the steps in all."""
-OnCheck = Callable[[float, Evaluation], None]
-"""Called at a check with the share of all steps that is done and the evaluation on the first validation images. What it
-raises ends the training there."""
-CHECK_IMAGES = 1000
-"""Validation images of a check: the first ones, always the same."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Callbacks:
-    """Who is told how far a training is."""
-
-    on_epoch: OnEpoch | None = None
-    on_step: OnStep | None = None
-    on_check: OnCheck | None = None
-    checks: tuple[float, ...] = ()
-    """Shares of all steps, each in (0, 1), after which `on_check` is called."""
-    on_finetuned: Callable[[nn.Module], None] | None = None
-    """Called by `pruning.prune_candidate` with the finetuned network, before its values are rounded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +46,7 @@ class Held:
     the network as it is then. What is pruned already has to stay so."""
 
 
-NOTHING, NOBODY = Held(), Callbacks()
+NOTHING = Held()
 
 
 def train(
@@ -112,7 +68,7 @@ def train(
         dataset: its training split is learned, its validation split evaluated after each epoch.
         config: the recipe.
         held: see `Held`.
-        callbacks: see `Callbacks`.
+        callbacks: see `callbacks.Callbacks`.
         resume: a snapshot of an earlier `train` with the same arguments; the result equals the uninterrupted one's.
 
     Returns:
@@ -191,6 +147,7 @@ class _Loop:
         return self.model if self.average is None else self.average.module
 
     def epoch(self, callbacks: Callbacks) -> EpochResult:
+        """One pass over the training images, and validation."""
         start, config = time.perf_counter(), self.config
         self.team.reseed(config.seed, self.epochs_done)
         self._lay_out(config.format.memory_format)
@@ -281,6 +238,7 @@ class _Loop:
             self.masks = self.held.rising(1 - (1 - max(now, 1) / RISES) ** 3)
 
     def snapshot(self) -> Snapshot:
+        """See `Snapshot`."""
         device = next(self.model.parameters()).device
         # copies: the next step changes the tensors themselves
         return {
@@ -296,6 +254,7 @@ class _Loop:
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from there."""
         self.model.load_state_dict(snapshot["model"] if snapshot["live"] is None else snapshot["live"])
         if self.average is not None:
             self.average.module.load_state_dict(snapshot["model"])

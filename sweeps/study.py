@@ -6,7 +6,6 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -16,36 +15,15 @@ from optuna.trial import FrozenTrial, TrialState
 from netprune.errors import DivergedError, InputError
 from netprune.masks import Sparsity
 from netprune.search_space import Point, Space
+from sweeps.limits import Limits
 from sweeps.progress import report
 from sweeps.proposing import FLOOR, parameters, point_of, whole
-from sweeps.scores import ROUNDING, Score, Tried
+from sweeps.scores import Score, Tried
 from sweeps.sessions import GRACE_SECONDS, Crew
 from sweeps.storage import JOURNAL, open_storage
 
 RETRIES, FAILURES = 2, 10
 """How often a point is tried again whose worker died, and how many failures in a row a worker takes before it stops."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """When no new trial starts. A running one is finished."""
-
-    trials: int
-    """Results of the whole study, those of earlier sessions included."""
-    timeout: float | None = None
-    """Seconds of this session."""
-    epochs: float | None = None
-    """Finetune epochs of the whole study's trials; no trial starts that could pass it."""
-    epochs_a_trial: float = 0.0
-
-    def spent(self, trials: int, seconds: float, epochs: float) -> float:
-        """The share of the tightest limit that is gone, at most 1."""
-        shares = [trials / self.trials]
-        if self.timeout is not None:
-            shares.append(seconds / self.timeout if self.timeout else 1.0)
-        if self.epochs is not None:
-            shares.append(epochs / self.epochs)
-        return min(1.0, max(shares))
 
 
 Record = Callable[[Score], None]
@@ -279,12 +257,11 @@ class SparsityStudy:
             return False
         if limits.timeout is not None and seconds >= limits.timeout:
             return False
-        return self._is_affordable(running + 1, limits)
+        return limits.afford(running + 1, self._epochs(self.tried))
 
-    def _is_affordable(self, more: int, limits: Limits) -> bool:
-        """Whether the epochs that are left are enough for so many trials, those that are running among them."""
-        spent = sum(one.score.epochs for one in self.tried)
-        return limits.epochs is None or spent + more * limits.epochs_a_trial <= limits.epochs + ROUNDING
+    @staticmethod
+    def _epochs(tried: Sequence[Tried]) -> float:
+        return sum(one.score.epochs for one in tried)
 
     def _is_taken(self, number: int) -> bool:
         """Whether the trial has no point of its own: none was left in the queue, or workers that looked at the same
@@ -300,7 +277,9 @@ class SparsityStudy:
         """Whether as many trials as are due, or as there are epochs for, have a result or began before this one."""
         abandoned = {trial.number for trial in self._abandoned()}
         earlier = [t for t in self._running() if t.number < number and t.number not in abandoned]
-        return self.done + len(earlier) >= limits.trials or not self._is_affordable(len(earlier) + 1, limits)
+        return self.done + len(earlier) >= limits.trials or not limits.afford(
+            len(earlier) + 1, self._epochs(self.tried)
+        )
 
     def _next(self, propose: Propose, limits: Limits, seconds: float) -> Point:
         trials, wanted = self._study.get_trials(deepcopy=False), whole(self.space).keys()
@@ -311,5 +290,5 @@ class SparsityStudy:
             and (trial.state == TrialState.RUNNING or trial.user_attrs.get(DIVERGED, False))
         ]
         tried = self.tried
-        spent = limits.spent(len(tried), seconds, sum(one.score.epochs for one in tried))
+        spent = limits.spent(len(tried), seconds, self._epochs(tried))
         return propose(tried, running, len(trials), spent)

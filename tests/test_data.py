@@ -13,7 +13,6 @@ import pytest
 import torch
 import torchvision
 
-from netprune import data
 from netprune.data import Split, load_dataset, split_indices
 from netprune.errors import InputError
 
@@ -186,7 +185,7 @@ def test_cifar10_that_is_there_is_not_downloaded(cifar10, tmp_path, monkeypatch)
 
 def test_cifar10_absent_is_downloaded_into_data_dir(cifar10, tmp_path, monkeypatch):
     cifar10.present = False
-    monkeypatch.setattr(data, "_unreachable", lambda _: "")
+    monkeypatch.setattr("netprune.cifar10._unreachable", lambda _: "")
     dataset = load_dataset("cifar10", tmp_path / "new" / "folder")
     assert len(dataset.train) == 54
     assert True in cifar10.asked
@@ -216,7 +215,7 @@ def test_cifar10_connection_refused_is_refused_with_the_mend(cifar10, tmp_path, 
 def test_cifar10_host_that_never_answers_is_given_up(cifar10, tmp_path, monkeypatch, listening):
     cifar10.present = False
     cifar10.url = f"http://127.0.0.1:{listening.getsockname()[1]}/x.tar.gz"
-    monkeypatch.setattr(data, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("netprune.cifar10.PROBE_SECONDS", 0.3)
     start = time.monotonic()
     refusal(tmp_path)
     assert time.monotonic() - start < 3
@@ -225,7 +224,7 @@ def test_cifar10_host_that_never_answers_is_given_up(cifar10, tmp_path, monkeypa
 def test_cifar10_name_look_up_that_hangs_is_given_up(cifar10, tmp_path, monkeypatch):
     # getaddrinfo heeds no timeout: the probe itself does not come back
     cifar10.present, done = False, threading.Event()
-    monkeypatch.setattr(data, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("netprune.cifar10.PROBE_SECONDS", 0.2)
 
     def hang(*_, **__):
         done.wait(60)
@@ -259,7 +258,7 @@ def test_cifar10_host_that_speaks_no_http_is_refused_with_the_mend(cifar10, tmp_
 @pytest.mark.parametrize("error", [RuntimeError("File not found or corrupted."), OSError("disk full")])
 def test_cifar10_download_that_breaks_is_refused_with_the_mend(cifar10, tmp_path, monkeypatch, error):
     cifar10.present = False
-    monkeypatch.setattr(data, "_unreachable", lambda _: "")
+    monkeypatch.setattr("netprune.cifar10._unreachable", lambda _: "")
 
     def fail(_):
         raise error

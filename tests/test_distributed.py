@@ -14,6 +14,7 @@ import torch.multiprocessing
 from torch import nn
 
 from netprune import distributed
+from netprune.callbacks import Callbacks
 from netprune.compute import Format
 from netprune.distributed import ENDED, Team, launched
 from netprune.errors import DivergedError, InputError
@@ -21,7 +22,7 @@ from netprune.loader import steps_per_epoch
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights, state_digest, weights_digest
 from netprune.recipes import TrainConfig, recipe
-from netprune.training import Callbacks, Held, train
+from netprune.training import Held, train
 
 PATIENCE = timedelta(seconds=60)
 # 72 images are batches of 23, 23, 23 and 3: the shares differ, and the last batch is too small to be shared. Clipping

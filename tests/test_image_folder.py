@@ -162,15 +162,6 @@ def test_read_image_folder_grey_image_of_more_bits_is_refused_by_name(tmp_path, 
         read_image_folder(tmp_path / "in", tmp_path / "cache")
 
 
-@pytest.mark.parametrize(("most", "left"), [("1000", 400), ("500", 0), ("max", None)])
-def test_free_memory_heeds_the_limit_of_a_container(tmp_path, monkeypatch, most, left):
-    for name, text in (("max", most), ("current", "700"), ("stat", "anon 1\ninactive_file 100\nfile 5")):
-        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
-    monkeypatch.setattr(image_folder, "CGROUP", tmp_path)
-    free = image_folder.free_memory(torch.device("cpu"))
-    assert free == left if left is not None else free > 10**6
-
-
 def test_read_image_folder_without_images_says_where_they_go(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match=r"in holds no images: put them under .*in/<class>/"):

@@ -12,15 +12,15 @@ TREES = {
 }
 COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "export", "pipeline")
 LAYERS = (
-    {"errors", "winograd"},
+    {"errors", "winograd", "memory"},
     {"compute", "entropy", "container", "files", "distillation", "shares"},
-    {"models", "image_folder", "saliency", "words", "recipes", "distributed"},
+    {"models", "image_folder", "cifar10", "saliency", "words", "recipes", "distributed"},
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
     {"streaming", "tensors", "proportions", "bounds"},
     {"loader", "packing"},
     {"evaluation", "gradients", "precision", "recalibration", "contents"},
     {
-        "training",
+        "callbacks",
         "sensitivity",
         "onnx",
         "screening",
@@ -31,8 +31,8 @@ LAYERS = (
         "starts",
         "recovery",
     },
-    {"curves", "grid", "confirmation", "rounding"},
-    {"knapsack"},
+    {"training", "scan_record", "curves", "grid", "confirmation"},
+    {"knapsack", "rounding"},
     {"rules"},
     {"allocation"},
     {"scanner", "budget", "pruning", "pyfunc"},

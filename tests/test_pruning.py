@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from netprune.callbacks import Callbacks
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.gradients import loss_gradients
@@ -25,7 +26,7 @@ from netprune.recipes import FINETUNE, TrainConfig
 from netprune.rounding import quantise_and_train
 from netprune.rules import document, shapes_of
 from netprune.saliency import SALIENCIES
-from netprune.training import Callbacks, Held, train
+from netprune.training import Held, train
 
 RECIPE = TrainConfig(epochs=2, batch_size=16, seed=4)
 ONE_SHOT, FINETUNED = PruneConfig(), PruneConfig(finetune=RECIPE)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from types import SimpleNamespace
 
 import optuna
 import psutil
@@ -13,13 +15,15 @@ import pytest
 from optuna.trial import TrialState
 from test_study import Listed, another, make_study, run, score, trials
 
-from sweeps import sessions
+from sweeps import sessions, tracking
+from sweeps.limits import Limits
 from sweeps.processes import ProcessId, this_machine
 from sweeps.proposing import parameters, whole
 from sweeps.scores import Score
 from sweeps.sessions import GRACE_SECONDS, Crew, Session
+from sweeps.stages.trials import Trials
 from sweeps.storage import JOURNAL, KernelLock, open_storage
-from sweeps.study import RETRIES, Limits, LostTrialError
+from sweeps.study import RETRIES, LostTrialError
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -260,3 +264,20 @@ def test_kernel_lock_waited_for_by_a_second_thread_is_released_by_the_first():
     waiting.join(timeout=10)
     assert order == ["first", "second"]
     assert not waiting.is_alive()
+
+
+def test_settle_goes_by_the_runs_of_its_own_study_and_not_of_another_of_its_name(store):
+    def left_by(finished):
+        """The study's run, in which trial 0 came to an end or failed."""
+        with tracking.tracked_run("search", "small", {}, tags={tracking.STUDY: "small"}) as study:
+            tags = {tracking.STUDY: "small", tracking.TRIAL: "0"}
+            with suppress(ValueError), tracking.tracked_run("trial", "trial 000", {}, tags=tags):
+                if not finished:
+                    raise ValueError
+        return study
+
+    def settled(run_id):
+        study = SimpleNamespace(run_id=run_id, name="small", crew=SimpleNamespace(dead=set()))
+        return Trials.settle(SimpleNamespace(study=study), 0)
+
+    assert [settled(left_by(finished)) for finished in (True, False)] == [True, False]

@@ -22,7 +22,8 @@ from netprune.loader import normalise
 from netprune.masks import apply_masks, make_masks, pruned_count
 from netprune.models import prunable_weights, weights_digest
 from netprune.saliency import SALIENCIES
-from netprune.scanner import DENSE, ScanConfig, ScanRecord, scan
+from netprune.scan_record import ScanRecord
+from netprune.scanner import DENSE, ScanConfig, scan
 from netprune.sensitivity import LayerCurve, Sensitivity
 
 SPARSITIES = (0.4, 0.9, 1.0)

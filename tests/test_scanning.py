@@ -10,7 +10,8 @@ from netprune.bounds import find_bounds
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.models import weights_digest
-from netprune.scanner import ScanConfig, ScanRecord
+from netprune.scan_record import ScanRecord
+from netprune.scanner import ScanConfig
 from netprune.sensitivity import Sensitivity
 from sweeps.scan_sensitivity import damage_table
 from sweeps.stages import scanning

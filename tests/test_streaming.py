@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from netprune import data, image_folder, streaming
+from netprune import memory, streaming
 from netprune.data import Split, load_dataset
 from netprune.evaluation import evaluate
 from netprune.loader import normalise, steps_per_epoch, train_batches
@@ -108,8 +108,7 @@ def test_load_dataset_folder_that_would_fill_the_memory_stays_on_disk(tmp_path, 
             Image.fromarray(np.full((32, 32, 3), value + number, dtype=np.uint8)).save(path)
     in_memory = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
     free = {"enough": 120, "little": 60, "hardly any": 11}[room] * 3072
-    for module in (image_folder, data):
-        monkeypatch.setattr(module, "free_memory", lambda _: free)
+    monkeypatch.setattr(memory, "free_memory", lambda _: free)
     found = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
     assert found.train.streamed == (room != "enough")
     assert found.val.streamed == found.test.streamed == (room == "hardly any")
@@ -126,15 +125,15 @@ def test_load_dataset_folder_that_would_fill_the_memory_stays_on_disk(tmp_path, 
 def test_dataset_to_a_device_without_room_leaves_the_training_images_where_they_are(tiny_dataset, monkeypatch):
     needed = tiny_dataset.train.images.nbytes
     for free, streamed in ((2 * needed, False), (2 * needed - 2, True)):
-        monkeypatch.setattr(data, "free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(memory, "free_memory", lambda _, free=free: free)
         moved = tiny_dataset.to(torch.device("meta"))
         assert moved.train.streamed == streamed
         assert moved.train.images.device.type == ("cpu" if streamed else "meta")
         assert moved.train.labels.device.type == moved.val.images.device.type == "meta"
     left = [2 * needed, 0, 0]  # the training split has its choice first, as `agreed` takes it
-    monkeypatch.setattr(data, "free_memory", lambda _: left.pop(0))
+    monkeypatch.setattr(memory, "free_memory", lambda _: left.pop(0))
     assert not tiny_dataset.to(torch.device("meta")).train.streamed
-    monkeypatch.setattr(data, "free_memory", lambda _: 1)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 1)
     moved = tiny_dataset.to(torch.device("meta"))
     assert {split.images.device.type for split in (moved.train, moved.val, moved.test)} == {"cpu"}
 

@@ -11,10 +11,11 @@ from optuna.trial import TrialState
 from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
+from sweeps.limits import Limits
 from sweeps.proposing import DENSITY, OFFSET, REGION, SAMPLERS, Aims, Proposer, ask, expected, parameters, whole
 from sweeps.scores import Score, Tried, lineage
 from sweeps.storage import JOURNAL
-from sweeps.study import FAILURES, Limits, SparsityStudy
+from sweeps.study import FAILURES, SparsityStudy
 
 LAYERS = {"a": 1_000, "b": 9_000}
 PATH = ((0.01, {"a": 0.9, "b": 0.999}), (0.1, {"a": 0.5, "b": 0.9444}), (0.6, {"a": 0.1, "b": 0.4333}))

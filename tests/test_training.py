@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from netprune import training
+from netprune.callbacks import Callbacks
 from netprune.compute import Format
 from netprune.data import Split
 from netprune.distillation import distillation_loss
@@ -20,7 +21,7 @@ from netprune.masks import apply_masks, make_masks, measured_sparsity
 from netprune.models import Architecture, build_model, prunable_weights, weights_digest
 from netprune.optimizers import linear_schedule
 from netprune.recipes import TrainConfig, recipe
-from netprune.training import Callbacks, Held, train
+from netprune.training import Held, train
 
 SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
+from netprune.callbacks import Callbacks
 from netprune.confidence import lower_bound
 from netprune.confirmation import ROUNDING, Bound, Candidate, image_margin, next_candidate
 from netprune.masks import Sparsity
 from netprune.pruning import PruneConfig, prune_candidate
 from netprune.stopping import SHORT
-from netprune.training import Callbacks
 from sweeps import tracking
 from sweeps.progress import Progress, report
 from sweeps.proposing import expected

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from netprune.allocation import Basis, allocation_from, find_allocator
+from netprune.callbacks import Callbacks
 from netprune.errors import InputError
 from netprune.models import weights_digest
 from netprune.precision import fit_to_device
 from netprune.pruning import finetuning, prune_and_finetune
 from netprune.saliency import find_saliency
-from netprune.scanner import ScanConfig, ScanRecord, scan
+from netprune.scan_record import ScanRecord
+from netprune.scanner import ScanConfig, scan
 from netprune.sensitivity import Sensitivity
-from netprune.training import Callbacks
 from sweeps import artifacts, figures, interrupts, tracking
 from sweeps.inputs import log_data
 from sweeps.progress import Progress, report

@@ -19,6 +19,7 @@ from netprune.screening import Screen
 from netprune.seeding import best_rule, ranked, seed_path
 from sweeps import artifacts, interrupts, tracking
 from sweeps.inputs import log_data
+from sweeps.limits import Limits
 from sweeps.progress import Progress, report
 from sweeps.proposing import Aims, Proposer
 from sweeps.scores import Tried
@@ -31,7 +32,7 @@ from sweeps.stages.source import Source
 from sweeps.stages.starting import Starts
 from sweeps.stages.studies import study_of
 from sweeps.stages.trials import DENSE_FILE, Trials
-from sweeps.study import Limits, SparsityStudy
+from sweeps.study import SparsityStudy
 from sweeps.table import short
 from sweeps.workers import run_workers
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from netprune.bounds import Bounds, find_bounds
-from netprune.data import DATASETS, Dataset, fits, load_dataset
+from netprune.data import DATASETS, Dataset, load_dataset
 from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.factory import find_factory
@@ -184,7 +184,7 @@ def agreed(dataset: Dataset, device: torch.device, team: Team) -> Dataset:
     Raises:
         InputError: if the processes have different data or kinds of device.
     """
-    streamed = dataset.train.streamed or not fits(dataset.train.images, device)
+    streamed = not dataset.train.fits(device)
     found = team.gathered((device.type, len(dataset.train), dataset.val_digest(), streamed))
     if len({device_type for device_type, *_ in found}) > 1:
         raise InputError(

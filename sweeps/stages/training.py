@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from netprune.bounds import find_bounds
+from netprune.callbacks import Callbacks, EpochResult, Snapshot
 from netprune.compute import Format
 from netprune.data import Dataset
 from netprune.distributed import ALONE, Team
@@ -22,7 +23,7 @@ from netprune.models import Architecture, load_weights, read_state_dict
 from netprune.packing import header_for, pack
 from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
-from netprune.training import Callbacks, EpochResult, Snapshot, train
+from netprune.training import train
 from sweeps import artifacts, interrupts, registry, tracking
 from sweeps.inputs import log_data
 from sweeps.progress import Progress, duration, report

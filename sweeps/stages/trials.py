@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
+from netprune.callbacks import Callbacks
 from netprune.errors import DivergedError
 from netprune.evaluation import Evaluation
 from netprune.masks import Sparsity
@@ -14,12 +15,12 @@ from netprune.pruning import PruneResult, prune_candidate, pruned_copy
 from netprune.quantise import quantise
 from netprune.size import measure_size
 from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control
-from netprune.training import Callbacks
 from sweeps import artifacts, registry, tracking
+from sweeps.limits import Limits
 from sweeps.progress import Progress, duration, report
 from sweeps.scores import Score, lineage
 from sweeps.stages.starting import PACKED_FILE, Start, Starts, keep_network
-from sweeps.study import Limits, Record
+from sweeps.study import Record
 from sweeps.table import count, percent, short
 
 DENSE_FILE = f"dense/{registry.MODEL_FILE}"

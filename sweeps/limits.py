@@ -1,0 +1,33 @@
+"""When a study has had its trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sweeps.scores import ROUNDING
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """When no new trial starts. A running one is finished."""
+
+    trials: int
+    """Results of the whole study, those of earlier sessions included."""
+    timeout: float | None = None
+    """Seconds of this session."""
+    epochs: float | None = None
+    """Finetune epochs of the whole study's trials; no trial starts that could pass it."""
+    epochs_a_trial: float = 0.0
+
+    def spent(self, trials: int, seconds: float, epochs: float) -> float:
+        """The share of the tightest limit that is gone, at most 1."""
+        shares = [trials / self.trials]
+        if self.timeout is not None:
+            shares.append(seconds / self.timeout if self.timeout else 1.0)
+        if self.epochs is not None:
+            shares.append(epochs / self.epochs)
+        return min(1.0, max(shares))
+
+    def afford(self, trials: int, epochs: float) -> bool:
+        """Whether what is left after `epochs` finetune epochs is enough for so many trials."""
+        return self.epochs is None or epochs + trials * self.epochs_a_trial <= self.epochs + ROUNDING
