@@ -1,17 +1,23 @@
 """What several test files share: data and a network small enough to train in a second."""
 
+import copy
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import mlflow
 import pytest
 import torch
+from studies import DATA, Searched
 
 from netprune.data import Dataset, Split
 from netprune.models import Architecture, build_model, weights_digest
 from netprune.packing import PackedHeader
+from netprune.recipes import TrainConfig
+from netprune.training import train
 from sweeps import artifacts, tracking
+from sweeps.stages.source import Source
 
 torch.set_num_threads(1)
 
@@ -130,3 +136,32 @@ def undrawn(monkeypatch):
 def _keep_empty(figures, run_id):
     for name in figures:
         artifacts.log_bytes(b"", f"figures/{name}.png", run_id)
+
+
+@pytest.fixture(scope="session")
+def trained_net(tiny_dataset):
+    """Net10 of width 2 that a third of the validation images take."""
+    net = build_model(Architecture(name="net10", num_classes=3, width=2), seed=0)
+    train(net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
+    return net
+
+
+@pytest.fixture
+def source(trained_net, tiny_header, tiny_dataset, store, undrawn, monkeypatch):
+    """That network, for a study; `report` and `register` find its data too."""
+    net = copy.deepcopy(trained_net)
+    header = replace(tiny_header, dense_digest=weights_digest(net))
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
+    return Source(net, header, tiny_dataset, DATA, "here")
+
+
+@pytest.fixture(scope="session")
+def kept_studies():
+    """Request → the study that a test has made of it."""
+    return {}
+
+
+@pytest.fixture
+def searched(source, store, kept_studies, tmp_path_factory):
+    """Makes a study in the test's store, or a copy of the one that an earlier test has made: see `studies`."""
+    return Searched(source, store, kept_studies, tmp_path_factory.mktemp)

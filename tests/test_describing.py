@@ -4,44 +4,22 @@ import re
 from dataclasses import replace
 
 import mlflow
-import pytest
+from studies import DATA, REQUEST
 
 import netprune
 from netprune.models import weights_digest
-from netprune.recipes import TrainConfig
-from netprune.scanner import ScanConfig
-from netprune.training import train
 from sweeps import tracking
 from sweeps.stages.confirming import FRESH
 from sweeps.stages.registering import run_register
-from sweeps.stages.request import SearchRequest
-from sweeps.stages.scanning import ScanRequest
-from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source
 from sweeps.table import count, percent
-
-SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32"))
-REQUEST = SearchRequest(
-    max_drop=(50.0,), trials=3, batch_size=16, study_name="small", sampler="random", confirm_epochs=1.0, scan=SCAN
-)
-DATA = DataRequest(dataset="tiny", data_dir=".")
-
-
-@pytest.fixture
-def source(tiny_net, tiny_header, tiny_dataset, store, monkeypatch):
-    """A trained network; `register` finds its data too."""
-    train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
-    header = replace(tiny_header, dense_digest=weights_digest(tiny_net))
-    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
-    return Source(tiny_net, header, tiny_dataset, DATA, "here")
 
 
 def note(run_id):
     return tracking.find_run(run_id).tags[tracking.NOTE]
 
 
-def test_study_note_of_a_confirmed_study_has_floor_data_seeds_accuracy_size_and_a_load_that_works(source):
-    outcome = run_search(source, REQUEST)
+def test_study_note_of_a_confirmed_study_has_floor_data_seeds_accuracy_size_and_a_load_that_works(searched):
+    outcome = searched()
     (floor,) = outcome.floors
     text, won = note(outcome.run_id), floor.confirmed
     assert f"at least {percent(floor.floor)}" in text
@@ -57,8 +35,8 @@ def test_study_note_of_a_confirmed_study_has_floor_data_seeds_accuracy_size_and_
     assert sum(p.numel() for p in network.parameters()) > 0
 
 
-def test_study_note_after_registering_has_test_and_loads_the_version(source):
-    outcome = run_search(source, REQUEST)
+def test_study_note_after_registering_has_test_and_loads_the_version(searched):
+    outcome = searched()
     registered = run_register("small", "", DATA)
     text = note(outcome.run_id)
     assert f"| {percent(registered.versions[0].measured.test_accuracy)} |" in text
@@ -69,29 +47,29 @@ def test_study_note_after_registering_has_test_and_loads_the_version(source):
     mlflow.pyfunc.load_model(uri)
 
 
-def test_study_note_of_an_unconfirmed_study_says_so_and_loads_the_best_trial(source):
-    outcome = run_search(source, replace(REQUEST, confirm_seeds=0, trials=2))
+def test_study_note_of_an_unconfirmed_study_says_so_and_loads_the_best_trial(searched):
+    outcome = searched(replace(REQUEST, confirm_seeds=0, trials=2))
     text = note(outcome.run_id)
     assert "Nothing is confirmed." in text
     assert "chosen by luck too" in text
     assert f"runs:/{outcome.floors[0].best.score.run_id}/packed/model.netprune" in text
 
 
-def test_study_note_of_a_floor_that_no_bound_meets_says_how_far_it_was(source):
+def test_study_note_of_a_floor_that_no_bound_meets_says_how_far_it_was(searched):
     request = replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0)
-    text = note(run_search(source, request).run_id)
+    text = note(searched(request).run_id)
     assert "Nothing is confirmed: no network of study small is at its floor" in text
 
 
-def test_study_note_of_several_floors_has_a_row_for_each_winner(source):
-    outcome = run_search(source, replace(REQUEST, max_drop=(30.0, 60.0)))
+def test_study_note_of_several_floors_has_a_row_for_each_winner(searched):
+    outcome = searched(replace(REQUEST, max_drop=(30.0, 60.0)))
     text = note(outcome.run_id)
     for one in outcome.floors:
         assert (f"| floor {percent(one.floor)} |" in text) == (one.confirmed is not None)
 
 
-def test_version_description_has_floor_data_seeds_accuracy_size_and_a_load_that_works(source):
-    outcome = run_search(source, REQUEST)
+def test_version_description_has_floor_data_seeds_accuracy_size_and_a_load_that_works(searched):
+    outcome = searched()
     registered = run_register("small", "", DATA)
     client, measured = mlflow.MlflowClient(), registered.versions[0].measured
     text = client.get_model_version(registered.name, "1").description
@@ -109,8 +87,8 @@ def test_version_description_has_floor_data_seeds_accuracy_size_and_a_load_that_
     assert len(text) < 5000  # MLflow keeps no more
 
 
-def test_runs_of_a_study_can_be_filtered_by_stage_feasible_and_confirmed(source):
-    outcome = run_search(source, REQUEST)
+def test_runs_of_a_study_can_be_filtered_by_stage_feasible_and_confirmed(searched):
+    outcome = searched()
     won = outcome.floors[0].confirmed
     confirmed = tracking.find_runs({tracking.STAGE: "confirm", tracking.CONFIRMED: "true"})
     assert [run.run_id for run in confirmed] == [won.run_id]
@@ -119,11 +97,11 @@ def test_runs_of_a_study_can_be_filtered_by_stage_feasible_and_confirmed(source)
     (study,) = tracking.find_runs({tracking.STAGE: "search", tracking.CONFIRMED: "true", tracking.FEASIBLE: "true"})
     assert study.run_id == outcome.run_id
     trials = [tracking.find_runs({tracking.STAGE: "trial", tracking.FEASIBLE: flag}) for flag in ("true", "false")]
-    assert sum(map(len, trials)) == 3
+    assert sum(map(len, trials)) == 5
 
 
-def test_runs_of_a_study_name_the_data_they_used(source):
-    outcome = run_search(source, REQUEST)
+def test_runs_of_a_study_name_the_data_they_used(searched):
+    outcome = searched()
     run_register("small", "", DATA)
     scanned, registered = (tracking.find_runs({tracking.STAGE: stage})[0].run_id for stage in ("scan", "register"))
     used = {

@@ -102,7 +102,7 @@ def scan_until_killed():
     run_scan(source(), SCAN)
 
 
-def test_scan_killed_goes_on_at_the_next_point_with_the_result_of_the_uninterrupted_one(store, monkeypatch):
+def test_scan_killed_goes_on_at_the_next_point_with_the_result_of_the_uninterrupted_one(store, undrawn):
     assert elsewhere(store, scan_until_killed).returncode == -signal.SIGKILL
     tracking.open_store()
     (killed,) = tracking.find_runs({tracking.STAGE: "scan"}, statuses=("KILLED",))

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
+from studies import DATA, REQUEST, SCAN
 
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
-from netprune.models import weights_digest
 from netprune.packing import unpack
-from netprune.recipes import TrainConfig, recipe
-from netprune.scanner import ScanConfig
+from netprune.recipes import recipe
 from netprune.stopping import LearningCurve
-from netprune.training import train
 from sweeps import artifacts, report, search_sparsity, tracking
 from sweeps import train as train_command
 from sweeps.page import render
@@ -28,19 +26,14 @@ from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import first_search_command, repeat, search_command
 from sweeps.stages.reporting import PAGE, run_report
 from sweeps.stages.request import SearchRequest
-from sweeps.stages.scanning import SCANNED, ScanRequest, run_scan
+from sweeps.stages.scanning import SCANNED, run_scan
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source, SourceRequest
+from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.studies import FoundStudy, find_study
 from sweeps.stages.training import TrainRequest
 from sweeps.table import count, percent
 
-SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32"))
-REQUEST = SearchRequest(
-    max_drop=(50.0,), trials=3, batch_size=16, study_name="small", sampler="random", confirm_epochs=1.0, scan=SCAN
-)
-DATA = DataRequest(dataset="tiny", data_dir=".")
 DRAWN = {
     "size_against_accuracy",
     "trials",
@@ -52,15 +45,6 @@ DRAWN = {
     "weights_after",
     "weights_after_nonzero",
 }
-
-
-@pytest.fixture
-def source(tiny_net, tiny_header, tiny_dataset, store, undrawn, monkeypatch):
-    """A trained network; `report` and `register` find its data too."""
-    train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
-    header = replace(tiny_header, dense_digest=weights_digest(tiny_net))
-    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
-    return Source(tiny_net, header, tiny_dataset, DATA, "here")
 
 
 @pytest.fixture
@@ -78,12 +62,19 @@ def rendered(pages, monkeypatch):
     return pages
 
 
+@pytest.fixture
+def blank(monkeypatch):
+    """Figures are made, and none is drawn."""
+    png = drawing._png(Figure(figsize=(1, 1)))
+    monkeypatch.setattr(drawing, "_png", lambda _: png)
+
+
 def figures_of(run_id):
     return {file.path.removeprefix("figures/") for file in mlflow.MlflowClient().list_artifacts(run_id, "figures")}
 
 
-def test_report_of_a_registered_study_keeps_page_and_figures_in_its_run(source, pages):
-    won = run_search(source, REQUEST).floors[0].confirmed
+def test_report_of_a_registered_study_keeps_page_and_figures_in_its_run(searched, pages):
+    won = searched().floors[0].confirmed
     registered = run_register("small", "", DATA)
     made = run_report("small")
     kept = artifacts.read_artifact(made.run_id, PAGE).decode()
@@ -110,8 +101,8 @@ def test_report_of_a_registered_study_keeps_page_and_figures_in_its_run(source, 
     assert "models:/net10-w2-tiny/1" in page.steps[0].command
 
 
-def test_report_counts_what_dense_and_pruned_take_images_for(source, rendered):
-    run_search(source, REQUEST)
+def test_report_counts_what_dense_and_pruned_take_images_for(searched, source, rendered):
+    searched()
     run_report("small")
     (page,) = rendered
     shown = unpack(artifacts.read_artifact(find_study("small").winners()[0].run.run_id, PACKED_FILE)).model
@@ -123,8 +114,8 @@ def test_report_counts_what_dense_and_pruned_take_images_for(source, rendered):
     assert all(one.dense != one.pruned and one.png[1:4] == b"PNG" for one in found.examples)
 
 
-def test_report_never_reads_test(source, rendered, tiny_dataset, monkeypatch):
-    run_search(source, REQUEST)
+def test_report_never_reads_test(searched, rendered, tiny_dataset, monkeypatch):
+    searched()
     blind = replace(tiny_dataset, test=None)
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (blind, None))
     made = run_report("small")
@@ -132,8 +123,8 @@ def test_report_never_reads_test(source, rendered, tiny_dataset, monkeypatch):
 
 
 @pytest.mark.slow
-def test_report_twice_replaces_page_and_figures(source):
-    run_search(source, REQUEST)
+def test_report_twice_replaces_page_and_figures(searched):
+    searched()
     first = run_report("small")
     page, before = artifacts.read_artifact(first.run_id, PAGE), len(mlflow.search_runs(search_all_experiments=True))
     assert run_report("small") == first
@@ -141,8 +132,8 @@ def test_report_twice_replaces_page_and_figures(source):
     assert len(mlflow.search_runs(search_all_experiments=True)) == before
 
 
-def test_report_of_an_unconfirmed_study_shows_the_best_trial_and_says_so(source, rendered):
-    outcome = run_search(source, replace(REQUEST, confirm_seeds=0))
+def test_report_of_an_unconfirmed_study_shows_the_best_trial_and_says_so(searched, rendered):
+    outcome = searched(replace(REQUEST, confirm_seeds=0))
     run_report("small")
     (page,) = rendered
     assert page.confirmed == ()
@@ -152,8 +143,8 @@ def test_report_of_an_unconfirmed_study_shows_the_best_trial_and_says_so(source,
     assert "is no promise" in render(page)
 
 
-def test_report_of_a_floor_that_no_bound_meets_says_what_may_help(source, rendered):
-    run_search(source, replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0))
+def test_report_of_a_floor_that_no_bound_meets_says_what_may_help(searched, rendered):
+    searched(replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0))
     run_report("small")
     (page,) = rendered
     assert page.tried
@@ -162,8 +153,8 @@ def test_report_of_a_floor_that_no_bound_meets_says_what_may_help(source, render
     assert "no candidate was at the floor" in render(page)
 
 
-def test_report_of_several_floors_has_each_floors_network(source, rendered):
-    outcome = run_search(source, replace(REQUEST, max_drop=(30.0, 60.0)))
+def test_report_of_several_floors_has_each_floors_network(searched, rendered):
+    outcome = searched(replace(REQUEST, max_drop=(30.0, 60.0)))
     run_report("small")
     (page,) = rendered
     assert [one.floor for one in page.floors] == pytest.approx([one.floor for one in outcome.floors], abs=1e-6)
@@ -183,7 +174,7 @@ def judged(monkeypatch):
     return arrange
 
 
-def test_report_of_trials_that_all_stopped_early_shows_the_dense_network_and_why(source, pages, judged):
+def test_report_of_trials_that_all_stopped_early_shows_the_dense_network_and_why(source, pages, blank, judged):
     judged(control=False)
     run_search(source, replace(REQUEST, trials=2))
     made = run_report("small")
@@ -207,8 +198,8 @@ def test_report_counts_a_control_that_ended_at_the_floor_as_a_wrong_verdict(sour
     assert all("as a control: at 50 %" in one.ending for one in page.trials)
 
 
-def test_report_seconds_are_the_sums_of_the_trials(source, rendered):
-    run_search(source, replace(REQUEST, confirm_seeds=0))
+def test_report_seconds_are_the_sums_of_the_trials(searched, rendered):
+    searched(replace(REQUEST, confirm_seeds=0))
     run_report("small")
     logged = [trial.metrics["seconds/finetune"] for trial in find_study("small").finished]
     stages = {one.name: one for one in rendered[0].stages}
@@ -217,8 +208,8 @@ def test_report_seconds_are_the_sums_of_the_trials(source, rendered):
     assert {name for name, one in stages.items() if one.passes} <= {"start", "finetune", "evaluate", "quantise"}
 
 
-def test_report_names_trials_that_came_to_nothing(source, rendered):
-    study = run_search(source, replace(REQUEST, confirm_seeds=0, trials=1)).run_id
+def test_report_names_trials_that_came_to_nothing(searched, rendered):
+    study = searched(replace(REQUEST, confirm_seeds=0, trials=1)).run_id
 
     def tags(number):
         return {tracking.STUDY: "small", tracking.TRIAL: str(number), tracking.PARENT: study}
@@ -239,8 +230,8 @@ def test_report_names_trials_that_came_to_nothing(source, rendered):
     assert len(page.trials) == 1
 
 
-def test_report_without_the_data_says_so_and_has_all_else(source, pages, monkeypatch):
-    run_search(source, REQUEST)
+def test_report_without_the_data_says_so_and_has_all_else(searched, pages, blank, monkeypatch):
+    searched()
 
     def absent(_):
         raise InputError("CIFAR-10 is not in /there.")
@@ -252,8 +243,8 @@ def test_report_without_the_data_says_so_and_has_all_else(source, pages, monkeyp
     assert "CIFAR-10 is not in /there." in pages[0].no_comparison
 
 
-def test_report_with_other_data_compares_nothing(source, rendered, tiny_dataset, monkeypatch):
-    run_search(source, REQUEST)
+def test_report_with_other_data_compares_nothing(searched, rendered, tiny_dataset, monkeypatch):
+    searched()
     wrong = replace(tiny_dataset, val=replace(tiny_dataset.val, labels=(tiny_dataset.val.labels + 1) % 3))
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (wrong, None))
     run_report("small")
@@ -279,12 +270,12 @@ def options(command):
 
 
 @pytest.mark.parametrize("changes", [{"max_drop": (30.0, 60.5)}, {"accuracy_floor": 40.0}], ids=["drops", "floor"])
-def test_search_command_of_a_study_is_one_that_asks_for_it_again(source, changes):
+def test_search_command_of_a_study_is_one_that_asks_for_it_again(searched, source, changes):
     request = replace(REQUEST, **changes, trials=2, confirm_seeds=0, epochs=50.0, values="fp16")
-    run_search(source, request)
+    searched(request)
     again = options(search_command(find_study("small")))
     assert (again["model_uri"], again["weights"]) == ("here", "")
-    assert again["sparsities"] == "0.5,1.0"
+    assert again["sparsities"] == "0.5,0.9,1.0"
     if "accuracy_floor" in changes:
         assert again["accuracy_floor"] == 40
     else:
@@ -307,11 +298,9 @@ def test_search_command_of_weights_names_the_file_and_its_architecture(source):
         assert (again["model_uri"], again["adapt_head"], again["dataset"]) == ("", True, "tiny")
 
 
-def test_report_shows_the_scan_that_the_study_went_by(source, monkeypatch):
+def test_report_shows_the_scan_that_the_study_went_by(source, blank, monkeypatch):
     drawn = []
     monkeypatch.setattr("sweeps.figures.sensitivity_curves", lambda found: drawn.append(found.to_json()) or Figure())
-    blank = drawing._png(Figure(figsize=(1, 1)))
-    monkeypatch.setattr(drawing, "_png", lambda _: blank)
     run_search(source, replace(REQUEST, trials=1, confirm_seeds=0))
     run_scan(source, replace(SCAN, saliency="random"))
     run_report("small")
@@ -320,10 +309,8 @@ def test_report_shows_the_scan_that_the_study_went_by(source, monkeypatch):
 
 
 @pytest.mark.parametrize("left", ["the id of a run that is gone", "nothing"])
-def test_report_of_a_study_whose_scan_is_gone_has_all_else(source, monkeypatch, left):
-    blank = drawing._png(Figure(figsize=(1, 1)))
-    monkeypatch.setattr(drawing, "_png", lambda _: blank)
-    run_id = run_search(source, replace(REQUEST, trials=1, confirm_seeds=0)).run_id
+def test_report_of_a_study_whose_scan_is_gone_has_all_else(searched, blank, left):
+    run_id = searched(replace(REQUEST, trials=1, confirm_seeds=0)).run_id
     if left == "nothing":
         mlflow.MlflowClient().delete_tag(run_id, SCANNED)
     else:
@@ -335,8 +322,8 @@ def run(*arguments):
     return CliRunner().invoke(report.main, list(arguments))
 
 
-def test_report_command_prints_the_table_and_writes_the_page(source, rendered, store):
-    run_search(source, replace(REQUEST, confirm_seeds=0))
+def test_report_command_prints_the_table_and_writes_the_page(searched, rendered, store):
+    searched(replace(REQUEST, confirm_seeds=0))
     result = run("--study-name", "small", "--out", "page.html")
     assert result.exit_code == 0, result.output
     assert "val accuracy" in result.output
@@ -346,8 +333,8 @@ def test_report_command_prints_the_table_and_writes_the_page(source, rendered, s
     assert not [path for path in store.iterdir() if path.name.startswith(".page")]
 
 
-def test_report_command_never_replaces_a_file(source, store):
-    run_search(source, replace(REQUEST, confirm_seeds=0, trials=1))
+def test_report_command_never_replaces_a_file(searched, store):
+    searched(replace(REQUEST, confirm_seeds=0, trials=1))
     (store / "page.html").write_bytes(b"mine")
     result = run("--out", "page.html")
     assert result.exit_code == 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 import mlflow
 import pytest
 import torch
+from studies import DATA, REQUEST
 
 from netprune.bounds import find_bounds
 from netprune.errors import InputError
@@ -13,10 +14,7 @@ from netprune.evaluation import evaluate
 from netprune.masks import measured_sparsity
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
-from netprune.recipes import TrainConfig
-from netprune.scanner import ScanConfig
 from netprune.stopping import LearningCurve
-from netprune.training import train
 from sweeps import artifacts, tracking
 from sweeps.scores import Score
 from sweeps.search_sparsity import closing
@@ -25,27 +23,11 @@ from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, study_name
-from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source, SourceRequest
+from sweeps.stages.source import SourceRequest
 from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
 from sweeps.stages.trials import trial_name
-
-SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
-REQUEST = SearchRequest(
-    max_drop=(50.0,), trials=5, batch_size=16, study_name="small", sampler="random", confirm_epochs=2.0, scan=SCAN
-)
-DATA = DataRequest(dataset="tiny", data_dir=".")
-
-
-@pytest.fixture
-def source(tiny_net, tiny_header, tiny_dataset, store, undrawn, monkeypatch):
-    """A trained network that a third of its validation images take; `register` finds its data too."""
-    train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
-    header = replace(tiny_header, dense_digest=weights_digest(tiny_net))
-    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
-    return Source(tiny_net, header, tiny_dataset, DATA, "here")
 
 
 def runs(stage=None):
@@ -53,8 +35,8 @@ def runs(stage=None):
     return [run for run in found if stage in (None, run.data.tags[tracking.STAGE])]
 
 
-def test_search_has_a_run_for_the_study_and_one_for_each_trial_and_confirmation(source):
-    outcome = run_search(source, REQUEST)
+def test_search_has_a_run_for_the_study_and_one_for_each_trial_and_confirmation(searched):
+    outcome = searched()
     (study,) = runs("search")
     assert {run.info.status for run in runs()} == {"FINISHED"}
     assert outcome.done == len(runs("trial")) == 5
@@ -84,8 +66,8 @@ def test_summary_of_a_trial_says_whether_it_meets_a_floor_its_size_and_its_accur
     assert trials.summary(score, (0.8, 0.7)) == text
 
 
-def test_search_logs_seconds_by_stage_that_add_up_to_the_trial(source):
-    run_search(source, REQUEST)
+def test_search_logs_seconds_by_stage_that_add_up_to_the_trial(searched):
+    searched()
     whole_trials = [run for run in runs("trial") if run.data.tags["stopped_early"] == "no"]
     assert len(whole_trials) > 1
     for run in whole_trials:
@@ -98,8 +80,8 @@ def test_search_logs_seconds_by_stage_that_add_up_to_the_trial(source):
         assert 0 < run.data.metrics["passes_share"] < 1
 
 
-def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(source):
-    outcome = run_search(source, REQUEST)
+def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(searched, source):
+    outcome = searched()
     won = outcome.floors[0].confirmed
     confirmations = [run for run in runs("confirm") if run.data.tags[tracking.TRIAL] == str(won.trial)]
     assert {run.data.tags[SEED] for run in confirmations} == {str(FRESH), str(FRESH + 1)}
@@ -118,16 +100,6 @@ def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(source):
     assert runs("search")[0].data.metrics["confirmed_packed_bytes"] == won.size_bytes
 
 
-def test_search_trials_go_on_from_each_other_where_that_leaves_less_to_recover(source):
-    run_search(source, replace(REQUEST, trials=8))
-    starts = {run.data.tags[tracking.TRIAL]: run.data.tags[trials.START] for run in runs("trial")}
-    assert starts["0"] == "dense"
-    assert {start for start in starts.values() if start != "dense"} <= {trial_name(int(number)) for number in starts}
-    assert any(start != "dense" for start in starts.values())
-    for number, start in starts.items():
-        assert start == "dense" or int(start.removeprefix("trial ")) < int(number)
-
-
 def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those_it_has_had(source, monkeypatch):
     begun, had = {}, {"dense": 0.0}
     whole = trials.prune_candidate
@@ -137,7 +109,8 @@ def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those
         return whole(*arguments, start=start, **options)
 
     monkeypatch.setattr(trials, "prune_candidate", spy)
-    run_search(source, replace(REQUEST, trials=8))
+    run_search(source, replace(REQUEST, trials=8, confirm_seeds=0))
+    assert sum(run.data.tags[trials.START] != "dense" for run in runs("trial")) > 1
     for run in runs("trial"):
         number, start = int(run.data.tags[tracking.TRIAL]), run.data.tags[trials.START]
         network, epochs = begun[number]
@@ -152,8 +125,8 @@ def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those
 
 
 @pytest.mark.parametrize("values", ["fp32", "codebook:3"])
-def test_search_confirmation_goes_on_from_the_trials_network_before_rounding(source, values):
-    outcome = run_search(source, replace(REQUEST, values=values, trials=2, confirm_epochs=0.0, max_drop=(80.0,)))
+def test_search_confirmation_goes_on_from_the_trials_network_before_rounding(searched, values):
+    outcome = searched(replace(REQUEST, values=values, trials=2, confirm_epochs=0.0, max_drop=(80.0,)))
     won = outcome.floors[0].confirmed
     (trial,) = (run for run in runs("trial") if run.data.tags[tracking.TRIAL] == str(won.trial))
     had, has = (
@@ -171,8 +144,8 @@ def test_search_confirmation_goes_on_from_the_trials_network_before_rounding(sou
         assert max(len(w.unique()) for w in prunable_weights(had).values()) > 9
 
 
-def test_search_gone_on_with_repeats_no_trial_no_confirmation_and_no_scan(source):
-    first = run_search(source, REQUEST)
+def test_search_gone_on_with_repeats_no_trial_no_confirmation_and_no_scan(searched, source):
+    first = searched()
     before = {run.info.run_id for run in runs()}
     again = run_search(source, REQUEST)
     assert {run.info.run_id for run in runs()} == before
@@ -182,8 +155,8 @@ def test_search_gone_on_with_repeats_no_trial_no_confirmation_and_no_scan(source
     assert len(runs("scan")) == len(runs("search")) == 1
 
 
-def test_search_of_a_name_that_the_store_knows_from_another_study_takes_nothing_of_it(source, store):
-    run_search(source, REQUEST)
+def test_search_of_a_name_that_the_store_knows_from_another_study_takes_nothing_of_it(searched, source, store):
+    searched()
     before = {run.info.run_id for run in runs()}
     (store / "optuna.journal").unlink()
     outcome = run_search(source, replace(REQUEST, seed=1))
@@ -195,27 +168,27 @@ def test_search_of_a_name_that_the_store_knows_from_another_study_takes_nothing_
     assert len(found.trials) == 5
 
 
-def test_search_timeout_counts_from_the_beginning_of_the_session(source):
-    outcome = run_search(source, replace(REQUEST, timeout=1e-6))
+def test_search_timeout_counts_from_the_beginning_of_the_session(searched):
+    outcome = searched(replace(REQUEST, timeout=1e-6))
     assert outcome.done == 0
     assert len(runs("scan")) == 1
 
 
-def test_search_floors_are_found_again_to_the_last_image(source):
-    outcome = run_search(source, replace(REQUEST, max_drop=(100 / 3, 50.0), trials=1, confirm_seeds=0))
+def test_search_floors_are_found_again_to_the_last_image(searched):
+    outcome = searched(replace(REQUEST, max_drop=(100 / 3, 50.0), trials=1, confirm_seeds=0))
     assert find_study("small").floors == pytest.approx([one.floor for one in outcome.floors], abs=1e-12)
 
 
-def test_search_floor_that_no_bound_can_meet_ends_in_an_honest_none(source):
-    outcome = run_search(source, replace(REQUEST, max_drop=(0.0,), trials=3))
+def test_search_floor_that_no_bound_can_meet_ends_in_an_honest_none(searched):
+    outcome = searched(replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0))
     (floor,) = outcome.floors
     assert floor.confirmed is None
     assert "confirmed  none" in closing(outcome)
     assert "next:" not in closing(outcome)
 
 
-def test_search_several_floors_share_trials_and_confirm_one_winner_each(source):
-    outcome = run_search(source, replace(REQUEST, max_drop=(30.0, 60.0)))
+def test_search_several_floors_share_trials_and_confirm_one_winner_each(searched):
+    outcome = searched(replace(REQUEST, max_drop=(30.0, 60.0)))
     assert [one.floor for one in outcome.floors] == sorted((one.floor for one in outcome.floors), reverse=True)
     assert len(runs("trial")) == 5
     strict, loose = (one.confirmed for one in outcome.floors)
@@ -252,8 +225,8 @@ def test_search_leaves_kept_layers_whole_and_others_within_their_limits(source):
     assert "--limit 'res2.*=0.6'" in search_command(find_study("small"))
 
 
-def test_search_of_one_study_with_other_layers_kept_is_refused(source):
-    run_search(source, replace(REQUEST, trials=1, confirm_seeds=0))
+def test_search_of_one_study_with_other_layers_kept_is_refused(searched, source):
+    searched(replace(REQUEST, trials=1, confirm_seeds=0))
     kept = replace(source, bounds=find_bounds(source.model, "conv1"))
     with pytest.raises(InputError, match=r"study small was made with kept=None, not \['conv1\.0\.weight'\]"):
         run_search(kept, replace(REQUEST, trials=2))
@@ -268,21 +241,21 @@ def test_study_name_is_another_one_for_other_bounds_and_says_nothing_of_none(sou
     assert all("-within" in name for name in names[1:])
 
 
-def test_search_without_confirmation_is_not_registered(source):
-    run_search(source, replace(REQUEST, confirm_seeds=0, trials=2))
+def test_search_without_confirmation_is_not_registered(searched):
+    searched(replace(REQUEST, confirm_seeds=0, trials=2))
     with pytest.raises(InputError, match="not confirmed"):
         run_register("small", "", DATA)
     assert runs("register") == []
 
 
-def test_search_budget_in_epochs_ends_the_trials(source):
-    outcome = run_search(source, replace(REQUEST, trials=50, finetune_epochs=0.5, epochs=1.6, confirm_epochs=0.5))
+def test_search_budget_in_epochs_ends_the_trials(searched):
+    outcome = searched(replace(REQUEST, trials=50, finetune_epochs=0.5, epochs=1.6, confirm_epochs=0.5))
     assert outcome.done == 3
     assert [run.data.metrics["finetune_epochs"] for run in runs("trial")] == [0.5] * 3
 
 
-def test_search_minimises_the_documents_count_if_it_is_told_to(source):
-    outcome = run_search(source, replace(REQUEST, objective="nonzero_bytes", trials=3))
+def test_search_minimises_the_documents_count_if_it_is_told_to(searched):
+    outcome = searched(replace(REQUEST, objective="nonzero_bytes", trials=3))
     sizes = sorted(run.data.metrics["nonzero_bytes"] for run in runs("trial") if run.data.tags["feasible"] == "true")
     assert outcome.floors[0].best.score.size_bytes == sizes[0]
 
@@ -334,8 +307,8 @@ def test_search_control_is_noted_and_runs_to_its_end(source, hopeless_below):
         assert "val_accuracy" in run.data.metrics
 
 
-def test_register_twice_reads_test_once_and_stays_one_version(source, monkeypatch):
-    run_search(source, REQUEST)
+def test_register_twice_reads_test_once_and_stays_one_version(searched, monkeypatch):
+    searched()
     first = run_register("small", "", DATA)
     assert not first.versions[0].already
 
@@ -352,8 +325,8 @@ def test_register_twice_reads_test_once_and_stays_one_version(source, monkeypatc
     assert len(runs("register")) == 1
 
 
-def test_register_logs_the_accuracy_of_the_file_that_is_loaded(source):
-    run_search(source, REQUEST)
+def test_register_logs_the_accuracy_of_the_file_that_is_loaded(searched, source):
+    searched()
     outcome = run_register("small", "", DATA)
     module = mlflow.pyfunc.load_model(outcome.uri).get_raw_model()
     found = evaluate(module, source.dataset.test, source.dataset)
