@@ -26,14 +26,14 @@ from typing import Any
 import mlflow
 import numpy as np
 import optuna
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import Basis, find_allocator
 from netprune.callbacks import Callbacks
+from netprune.confidence import Images
 from netprune.confirmation import Candidate, aim
 from netprune.errors import InputError
-from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
 from netprune.packing import header_for, pack
@@ -51,6 +51,7 @@ from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.yardstick import Yardstick
 
 RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")
 OURS, PLAIN = "ours", "plain optuna"
@@ -71,6 +72,8 @@ class Found:
     """Validation, in [0, 1]."""
     network: nn.Module
     """Finetuned: confirmations go on from it, as from ours."""
+    differing: float | None
+    """See `scores.Score`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Terms:
     confirmation: PruneConfig
     most: int
     seed: int
-    images: int
+    images: Images
     """Validation images."""
 
     @property
@@ -92,9 +95,9 @@ class Terms:
         had = _epochs(self.finetune)
         return GAIN * math.log((had + _epochs(self.confirmation)) / had)
 
-    def aim(self, floor: float) -> float:
-        """What a trial should have for its confirmation to meet a floor, as in ours."""
-        return aim(floor, self.images, self.gain)
+    def shortfall(self, one: Found, floor: float) -> float:
+        """How far a trial is below what it should have for its confirmation to meet a floor, as in ours."""
+        return aim(floor, self.images, self.gain, one.differing) - one.accuracy
 
     @property
     def epochs(self) -> float:
@@ -112,7 +115,8 @@ class Bench:
         data = DataRequest(dataset=options.dataset, data_dir=options.data_dir, device=options.device)
         self.source = Source(setting.model, header, setting.dataset, data, options.weights or "trained on the spot")
         self.basis = Basis(model=setting.model, sensitivity=scan(setting.model, setting.dataset))
-        self.dense_accuracy = evaluate(setting.model, setting.dataset.val, setting.dataset).accuracy
+        self.yardstick = Yardstick.of(self.source, beside=True)
+        self.dense_accuracy = self.yardstick.dense.accuracy
         self.dense_bytes = len(pack(setting.model, header))
 
     def terms(self, seed: int) -> Terms:
@@ -133,21 +137,24 @@ class Bench:
             confirmation=config(self.options.confirm_epochs),
             most=self.options.confirm_most,
             seed=seed,
-            images=len(self.setting.dataset.val),
+            images=self.yardstick.images,
         )
 
     def trial(self, sparsity: Sparsity, terms: Terms) -> Found:
         """Prune, finetune, pack: as a trial of ours without early stopping."""
         networks: list[nn.Module] = []
+        right: list[Tensor] = []
         result, data = prune_candidate(
             self.setting.model,
             self.setting.dataset,
             self.source.header,
             sparsity,
             terms.finetune,
-            callbacks=Callbacks(on_finetuned=lambda network: networks.append(copy.deepcopy(network))),
+            callbacks=Callbacks(
+                on_finetuned=lambda network: networks.append(copy.deepcopy(network)), on_validated=right.append
+            ),
         )
-        return Found(sparsity, len(data), result.val.accuracy, networks[0])
+        return Found(sparsity, len(data), result.val.accuracy, networks[0], self.yardstick.differing(right[0]))
 
     def bisected(self, rule: str, terms: Terms) -> list[Found]:
         """The trials of one rule's bisection, for each floor in turn."""
@@ -155,7 +162,7 @@ class Bench:
         for part, floor in enumerate(terms.floors, start=1):
             until = round(terms.trials * part / len(terms.floors))
             while len(found) < until:
-                meets = {density: one.accuracy >= terms.aim(floor) for density, one in found.items()}
+                meets = {density: terms.shortfall(one, floor) <= 0 for density, one in found.items()}
                 density = bisected(meets, DENSITIES[0], DENSITIES[-1])
                 if density is None:
                     break
@@ -177,7 +184,7 @@ class Bench:
                 names = prunable_weights(self.setting.model)
                 sparsity = {name: trial.suggest_float(name, 0.0, MOST_SPARSITY) for name in names}
                 found.append(self.trial(sparsity, terms))
-                trial.set_constraint("floor", terms.aim(floor) - found[-1].accuracy)
+                trial.set_constraint("floor", terms.shortfall(found[-1], floor))
                 return found[-1].size_bytes
 
             study.optimize(objective, n_trials=round(terms.trials * part / len(terms.floors)) - len(found))
@@ -191,10 +198,12 @@ class Bench:
             floors=terms.floors,
             objective=OBJECTIVES[0],
             candidates=tuple(
-                Candidate(i, one.size_bytes, one.accuracy, one.accuracy + terms.gain) for i, one in enumerate(found)
+                Candidate(i, one.size_bytes, one.accuracy, one.accuracy + terms.gain, one.differing)
+                for i, one in enumerate(found)
             ),
             sparsities={i: one.sparsity for i, one in enumerate(found)},
             network=lambda number: found[number].network,
+            yardstick=self.yardstick,
         )
         seeds = (terms.seed + FRESH, terms.seed + FRESH + 1)
         return confirm(self.source, contest, Confirmation(config=terms.confirmation, seeds=seeds, most=terms.most))
@@ -335,12 +344,12 @@ def _own_store() -> Iterator[None]:
 
 def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
-    made.add_argument("--seeds", type=int, default=3, help="of everything (default 3)")
+    made.add_argument("--seeds", type=int, help="of everything (default 3, quick 1)")
     made.add_argument("--max-drop", type=float, nargs="+", default=[0.5, 2.0], help="points (default 0.5 2)")
-    made.add_argument("--trials", type=int, help="of each method (default 16, quick 8)")
+    made.add_argument("--trials", type=int, help="of each method (default 12, quick 8)")
     made.add_argument("--finetune-epochs", type=float, help="of a trial (default 0.2, quick 0.1)")
-    made.add_argument("--confirm-epochs", type=float, help="of a candidate, with each seed (default 0.6, quick 0.3)")
-    made.add_argument("--confirm-most", type=int, help="candidates a floor (default 3, quick 2)")
+    made.add_argument("--confirm-epochs", type=float, help="of a candidate, with each seed (default 0.5, quick 0.3)")
+    made.add_argument("--confirm-most", type=int, help="candidates a floor (default 2, quick 1)")
     made.add_argument("--batch-size", type=int, default=64, help="images a step (default 64)")
     made.add_argument("--values", default="fp32", help="as the search has it (default fp32)")
     made.add_argument("--sampler", default="gp", choices=SAMPLERS, help="of ours (default gp)")
@@ -348,7 +357,13 @@ def _options() -> argparse.Namespace:
     made.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="default: all")
     made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")
     options = made.parse_args()
-    usual = {"trials": (16, 8), "finetune_epochs": (0.2, 0.1), "confirm_epochs": (0.6, 0.3), "confirm_most": (3, 2)}
+    usual = {
+        "seeds": (3, 1),
+        "trials": (12, 8),
+        "finetune_epochs": (0.2, 0.1),
+        "confirm_epochs": (0.5, 0.3),
+        "confirm_most": (2, 1),
+    }
     for name, values in usual.items():
         if getattr(options, name) is None:
             setattr(options, name, values[options.quick])

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
+from netprune.confidence import Images
 from netprune.confirmation import aim
 from netprune.masks import Sparsity
 from netprune.recovery import Recovery
@@ -39,7 +40,7 @@ UNTRAINED = 0.05
 class Aims:
     """The accuracies that trials should have, so that confirmations meet the floors."""
 
-    images: int
+    images: Images
     """Validation images."""
     epochs: float
     """Finetune epochs of a trial."""
@@ -53,7 +54,8 @@ class Aims:
         if all(one.score.stopped for one in tried):
             return aim(floor, self.images, 0.0)
         outlook = _Outlook(tried, floor, self.epochs)
-        return aim(floor, self.images, outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs))
+        gain = outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs)
+        return aim(floor, self.images, gain, outlook.near.score.differing)
 
 
 class Proposer:
