@@ -352,7 +352,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--confirm-most", type=int, help="candidates a floor (default 2, quick 1)")
     made.add_argument("--batch-size", type=int, default=64, help="images a step (default 64)")
     made.add_argument("--values", default="fp32", help="as the search has it (default fp32)")
-    made.add_argument("--sampler", default="gp", choices=SAMPLERS, help="of ours (default gp)")
+    made.add_argument("--sampler", default="tpe", choices=SAMPLERS, help="of ours (default tpe)")
     made.add_argument("--precision", default="auto", choices=PRECISIONS, help="of the finetuning (default auto)")
     made.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="default: all")
     made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")

@@ -263,7 +263,7 @@ search_options = _stack(
         help="Minimise packed_bytes, the file's length, or nonzero_bytes, parameters as fp32 without positions.",
     ),
     click.option("--batch-size", default=64, help="Images a finetuning step."),
-    click.option("--sampler", default="gp", help=f"Who proposes trials after the seeds: {', '.join(SAMPLERS)}."),
+    click.option("--sampler", default="tpe", help=f"Who proposes trials after the seeds: {', '.join(SAMPLERS)}."),
     click.option("--timeout", default=0.0, help="Seconds after which no new trial starts; 0 for no limit."),
     click.option("--epochs", default=0.0, help="Finetune epochs that all trials together may take; 0 for no limit."),
     click.option(

@@ -39,7 +39,7 @@ class SearchRequest:
     """How the packed file stores weights: see `quantise.Values`."""
     objective: str = OBJECTIVES[0]
     """What is minimised: one of `scores.OBJECTIVES`."""
-    sampler: str = "gp"
+    sampler: str = "tpe"
     """One of `proposing.SAMPLERS`."""
     timeout: float | None = None
     """Seconds after which no new trial starts."""
