@@ -4,6 +4,7 @@ import socket
 import sqlite3
 import time
 import urllib.request
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from studies import REQUEST
 
 from netprune.models import Architecture, build_model
 from sweeps import analyse, pipeline, register, report, scan_sensitivity, search_sparsity, tracking, train
@@ -295,19 +297,11 @@ def test_no_study_in_the_store_says_how_to_get_one(refused, command):
     assert "no study nosuch" in refused(command, "--study-name", "nosuch")
 
 
-def test_register_with_nothing_feasible_says_how_far_and_registers_nothing(refused):
-    recipe = ["--dataset", "digits", "--width", "4", "--epochs", "4", "--batch-size", "32"]
-    assert CliRunner().invoke(train.main, recipe).exit_code == 0
-    options = ["--max-drop", "0", "--trials", "1", "--finetune-epochs", "0", "--study-name", "hopeless"]
-    options += ["--sparsities", "0.5,1", "--max-se", "0", "--precision", "fp32"]
-    searched = CliRunner().invoke(search_sparsity.main, options)
-    assert searched.exit_code == 0, searched.output
-    assert "no trial meets it yet" in searched.output
-    assert "confirmed  none" in searched.output
-    message = refused(register.main, "--study-name", "hopeless")
-    assert "with 95 % confidence, so nothing is registered" in message
-    assert "The most accurate trial, trial 000" in message
-    assert "points short" in message
+def test_register_with_nothing_feasible_says_how_far_and_registers_nothing(refused, searched):
+    hopeless = replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0)
+    assert "confirmed  none" in search_sparsity.closing(searched(hopeless))
+    message = refused(register.main, "--study-name", "small")
+    assert "with 95 % confidence, so nothing is registered. The most accurate trial, trial 00" in message
 
 
 def test_resume_without_an_interrupted_training_is_refused(refused):

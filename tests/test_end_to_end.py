@@ -245,19 +245,26 @@ def test_mlflow_run_stopped_leaves_no_run_running(store, start, number):
     assert store.runs()[0].info.status in ("KILLED", "FAILED")
 
 
-def test_search_interrupted_closes_study_and_trial_and_refuses_other_constants(project, store, start):
-    options = ["--max-drop", "60", "--trials", "2", "--batch-size", "64", "--study-name", "cut", "--finetune-epochs"]
-    command = [sys.executable, "-m", "sweeps.search_sparsity", *options]
-    process = start(*command, "400")
+def test_search_interrupted_closes_study_and_trial(store, start):
+    options = [
+        "--max-drop",
+        "60",
+        "--trials",
+        "2",
+        "--batch-size",
+        "64",
+        "--study-name",
+        "cut",
+        "--finetune-epochs",
+        "400",
+    ]
+    process = start(sys.executable, "-m", "sweeps.search_sparsity", *options)
     assert until(lambda: store.stage("trial", "cut"))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 130
     found = {run.data.tags["netprune.stage"]: run.info.status for run in store.runs("tags.`netprune.study` = 'cut'")}
     assert found == {"search": "KILLED", "trial": "KILLED"}
-    refused = run(project, *command, "1")
-    assert refused.returncode == 1
-    assert "study cut was made with finetune_epochs=400, not 1" in refused.stderr
 
 
 @pytest.mark.slow

@@ -14,10 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from netprune.errors import InputError
-from netprune.models import weights_digest
-from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
-from netprune.training import train
 from sweeps import analyse, export, pipeline, registry, scan_sensitivity, search_sparsity, tracking
 from sweeps import train as train_command
 from sweeps.stages.registering import run_register
@@ -26,7 +23,7 @@ from sweeps.stages.reporting import run_report
 from sweeps.stages.request import SearchRequest, study_name
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source, SourceRequest
+from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.studies import find_study
 
 OWN = "mynet:network"
@@ -160,16 +157,14 @@ def test_logged_own_network_loads_with_the_code_that_came_with_it(trained, tmp_p
 
 
 @pytest.fixture
-def source(tiny_net, tiny_header, tiny_dataset, store, monkeypatch):
+def own_source(source):
     """A trained network that its header does not name."""
-    train(tiny_net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
-    header = replace(tiny_header, architecture=None, dense_digest=weights_digest(tiny_net))
-    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
-    return Source(tiny_net, header, tiny_dataset, DATA, "here", SourceRequest(model=OWN))
+    header = replace(source.header, architecture=None)
+    return replace(source, header=header, asked=SourceRequest(model=OWN))
 
 
-def test_study_of_an_own_network_needs_no_import_until_its_files_are_read(source, own_module):
-    outcome = run_search(source, REQUEST)
+def test_study_of_an_own_network_needs_no_import_until_its_files_are_read(own_source, own_module):
+    outcome = run_search(own_source, REQUEST)
     assert outcome.own == OWN
     study = find_study("small")
     assert study.own == OWN
@@ -181,21 +176,21 @@ def test_study_of_an_own_network_needs_no_import_until_its_files_are_read(source
 
 
 @pytest.mark.slow
-def test_study_of_an_own_network_is_registered_and_reported_with_its_function(source, own_module):
+def test_study_of_an_own_network_is_registered_and_reported_with_its_function(own_source, own_module):
     own_module("from netprune.models import Net10\n\ndef network(classes):\n    return Net10(classes, 2)\n")
-    run_search(source, REQUEST)
+    run_search(own_source, REQUEST)
     registered = run_register("small", "", DATA, OWN)
     assert registered.name == "network-tiny"
     loaded = mlflow.pyfunc.load_model(registered.uri)
-    images = (source.dataset.test.images / 255).numpy()
-    hits = loaded.predict(images).argmax(1) == source.dataset.test.labels.numpy()
+    images = (own_source.dataset.test.images / 255).numpy()
+    hits = loaded.predict(images).argmax(1) == own_source.dataset.test.labels.numpy()
     assert hits.mean() == registered.versions[0].measured.test_accuracy
     assert run_report("small", model=OWN).figures
     exported = run(export.main, "--model", OWN, "--model-uri", registered.uri, "--out", "plain.pt")
     assert "plain.pt" in exported.stdout
     state = torch.load("plain.pt", weights_only=True)
-    assert state.keys() == source.model.state_dict().keys()
+    assert state.keys() == own_source.model.state_dict().keys()
 
 
-def test_study_name_of_an_own_network_has_its_functions_name(source):
-    assert study_name(source, REQUEST, [0.9]).startswith(f"network-{source.header.dense_digest[:8]}-floor90.00")
+def test_study_name_of_an_own_network_has_its_functions_name(own_source):
+    assert study_name(own_source, REQUEST, [0.9]).startswith(f"network-{own_source.header.dense_digest[:8]}-floor90.00")

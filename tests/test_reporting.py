@@ -356,6 +356,19 @@ def test_study_data_is_where_it_was_unless_it_is_said_to_have_moved(asked, where
     assert (found.dataset, found.data_dir) == where
 
 
+@pytest.mark.parametrize(("accuracy", "distance"), [(0.75, "5.00 points short"), (0.82, "2.00 points above")])
+def test_study_shortfall_says_how_far_the_most_accurate_trial_was(accuracy, distance):
+    params = {"search.accuracy_floor": "80", "search.objective": "packed_bytes"}
+    tried = [
+        tracking.FoundRun("", "", "", {tracking.TRIAL: str(i)}, {}, {"val_accuracy": value, "packed_bytes": 1000.0 + i})
+        for i, value in enumerate((0.6, accuracy))
+    ]
+    found = FoundStudy("small", tracking.FoundRun("r", "s", "FINISHED", {}, params, {}), tuple(tried))
+    text = found.shortfall()
+    assert f"The most accurate trial, trial 001 (1,001 bytes), reached {100 * accuracy:.2f} %, {distance}." in text
+    assert "floor of 80.00 % with 95 % confidence, so nothing is registered" in text
+
+
 @pytest.mark.parametrize("name", ["document", "fast"])
 def test_repeat_names_the_training_by_its_recipe(store, name):
     wanted = recipe(name, epochs=3, max_lr=0.02, seed=5)

@@ -304,6 +304,7 @@ def test_search_trial_that_cannot_reach_the_floor_stops_and_says_why(source, hop
         assert "val_accuracy" not in run.data.metrics
     assert outcome.done == 2
     assert outcome.floors[0].best is None
+    assert "no trial meets it yet" in closing(outcome)
     assert runs("confirm") == []
     with pytest.raises(InputError, match="with 95 % confidence"):
         run_register("small", "", DATA)
