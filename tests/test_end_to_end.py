@@ -246,18 +246,7 @@ def test_mlflow_run_stopped_leaves_no_run_running(store, start, number):
 
 
 def test_search_interrupted_closes_study_and_trial(store, start):
-    options = [
-        "--max-drop",
-        "60",
-        "--trials",
-        "2",
-        "--batch-size",
-        "64",
-        "--study-name",
-        "cut",
-        "--finetune-epochs",
-        "400",
-    ]
+    options = ["--max-drop", "60", "--trials", "2", "--study-name", "cut", "--finetune-epochs", "400"]
     process = start(sys.executable, "-m", "sweeps.search_sparsity", *options)
     assert until(lambda: store.stage("trial", "cut"))
     process.send_signal(signal.SIGTERM)
