@@ -63,8 +63,8 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A project folder in which a small Net10 has been trained by plain `mlflow run . -e train`.
+def whole(tmp_path_factory):
+    """A project folder in which plain `mlflow run .` did its whole job with a small Net10, and what that printed.
 
     A pyenv is on the PATH, which notes that it was called; the other tests have none on it.
     """
@@ -73,9 +73,16 @@ def project(tmp_path_factory):
     fake.write_text(f"#!/bin/sh\ntouch {folder}/pyenv-was-called\nexit 1\n")
     fake.chmod(0o755)
     path = {"PATH": f"{PYTHON_DIR}:{fake.parent}:/usr/bin:/bin", "PYENV_ROOT": str(fake.parent)}
-    trained = run(folder, "mlflow", "run", ".", "-e", "train", *SMALL, "-P", "epochs=2", **path)
-    assert trained.returncode == 0, trained.stderr
-    return folder
+    options = ["-P", "width=2", "-P", "epochs=3", "-P", "trials=1", "-P", "finetune_epochs=1", "-P", "max_drop=90"]
+    done = run(folder, "mlflow", "run", ".", *options, **path)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture
+def project(whole):
+    """That folder."""
+    return whole[0]
 
 
 @pytest.fixture
@@ -84,21 +91,56 @@ def store(project):
     return Store(project)
 
 
-def test_mlflow_run_train_lands_in_the_projects_experiment_with_model_and_checkpoints(store):
-    (found,) = store.stage("train")[-1:]
-    assert found.info.status == "FINISHED"
-    assert store.client.get_experiment(found.info.experiment_id).name == "netprune"
-    assert found.data.params["width"] == "2"  # as `mlflow run` recorded it
-    assert found.data.params["train.max_lr"] == "0.02"  # as the command resolved it
-    assert store.steps(found, "val_accuracy") == [1, 2]
-    assert store.artifacts(found, "checkpoints") == {"last.pt", "best.pt"}
+def test_mlflow_run_lands_in_the_projects_experiment_with_what_was_typed_and_what_was_resolved(store):
+    (main,), (trained,) = store.stage("main"), store.stage("train")
+    assert trained.info.status == "FINISHED"
+    assert store.client.get_experiment(main.info.experiment_id).name == "netprune"
+    assert main.data.params["width"] == "2"  # as `mlflow run` recorded it
+    assert trained.data.params["train.max_lr"] == "0.01"  # as the command resolved it
+    assert store.steps(trained, "val_accuracy") == [1, 2, 3]
+    assert store.artifacts(trained, "checkpoints") == {"last.pt", "best.pt"}
 
 
-def test_mlflow_run_with_pyenv_on_the_path_does_not_call_it(project, store):
-    assert store.stage("train")[-1].info.status == "FINISHED"
+def test_mlflow_run_with_pyenv_on_the_path_does_not_call_it(project):
     assert not (project / "pyenv-was-called").exists()
 
 
+def test_mlflow_run_main_ends_with_table_model_and_the_command_for_the_ui(whole, store):
+    table = [line.split()[0] for line in whole[1].splitlines() if line.strip()]
+    assert {"dense", "pruned"} <= set(table)
+    assert "net10-w2-digits version 1, alias champion" in whole[1]
+    assert whole[1].strip().endswith("mlflow ui")
+    assert {found.info.status for found in store.runs()} == {"FINISHED"}
+    (study,) = store.stage("search")
+    drawn = {"size_against_accuracy.png", "sensitivity.png", "weights_after_nonzero.png"}
+    assert drawn <= store.artifacts(study, "figures")
+    version = store.client.get_model_version_by_alias("net10-w2-digits", "champion")
+    assert int(version.version) == 1
+
+
+LOAD = """
+import mlflow
+from netprune import load_dataset
+test = load_dataset('digits', '.').test
+model = mlflow.pyfunc.load_model('models:/net10-w2-digits@champion')
+hits = model.predict((test.images.float() / 255).numpy()).argmax(1) == test.labels.numpy()
+print(repr(float(hits.mean())))
+"""
+
+
+def loaded_accuracy(project, elsewhere):
+    """Test accuracy of the champion as a user's script in another folder finds it."""
+    done = run(elsewhere, sys.executable, "-c", LOAD, MLFLOW_TRACKING_URI=f"sqlite:///{project / 'mlflow.db'}")
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.split()[-1])
+
+
+def test_champion_loaded_from_another_folder_has_the_logged_test_accuracy(project, store, tmp_path):
+    (entry,) = store.stage("register")
+    assert loaded_accuracy(project, tmp_path) == entry.data.metrics["test_accuracy"]
+
+
+@pytest.mark.slow
 def test_search_register_and_load_from_another_folder_gives_the_logged_test_accuracy(project, store, tmp_path):
     options = ["--max-drop", "60", "--trials", "2", "--batch-size", "64", "--study-name", "small"]
     options += ["--values", "codebook:4", "--objective", "nonzero_bytes", "--confirm-epochs", "1"]
@@ -115,45 +157,14 @@ def test_search_register_and_load_from_another_folder_gives_the_logged_test_accu
 
     registered = run(project, "mlflow", "run", ".", "-e", "register", "-P", "study_name=small")
     assert registered.returncode == 0, registered.stderr
-    assert "registered: net10-w2-digits version 1, alias champion" in registered.stdout
-    (entry,) = store.stage("register")
+    assert "registered: net10-w2-digits version 2, alias champion" in registered.stdout
+    entry = store.stage("register")[0]
     confirmed = [
         run for run in store.stage("confirm", "small") if run.info.run_id == entry.data.params["register.trial_run_id"]
     ]
     assert len(confirmed) == 1
-    script = (
-        "import mlflow\n"
-        "from netprune import load_dataset\n"
-        "test = load_dataset('digits', '.').test\n"
-        "model = mlflow.pyfunc.load_model('models:/net10-w2-digits@champion')\n"
-        "hits = model.predict((test.images.float() / 255).numpy()).argmax(1) == test.labels.numpy()\n"
-        "print(repr(float(hits.mean())))\n"
-    )
-    uri = f"sqlite:///{project / 'mlflow.db'}"
-    loaded = run(tmp_path, sys.executable, "-c", script, MLFLOW_TRACKING_URI=uri)
-    assert loaded.returncode == 0, loaded.stderr
-    assert float(loaded.stdout.split()[-1]) == entry.data.metrics["test_accuracy"]
-
+    assert loaded_accuracy(project, tmp_path) == entry.data.metrics["test_accuracy"]
     assert not store.runs("attributes.status = 'RUNNING'")
-
-
-def test_mlflow_run_main_ends_with_table_model_and_the_command_for_the_ui(tmp_path, fresh_database):
-    copy_project(tmp_path)
-    shutil.copy(fresh_database, tmp_path)
-    options = ["-P", "width=2", "-P", "epochs=3", "-P", "trials=1", "-P", "finetune_epochs=1", "-P", "max_drop=90"]
-    done = run(tmp_path, "mlflow", "run", ".", *options)
-    assert done.returncode == 0, done.stderr
-    table = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    assert {"dense", "pruned"} <= set(table)
-    assert "net10-w2-digits version 1, alias champion" in done.stdout
-    assert done.stdout.strip().endswith("mlflow ui")
-    store = Store(tmp_path)
-    assert {found.info.status for found in store.runs()} == {"FINISHED"}
-    (study,) = store.stage("search")
-    drawn = {"size_against_accuracy.png", "sensitivity.png", "weights_after_nonzero.png"}
-    assert drawn <= store.artifacts(study, "figures")
-    version = store.client.get_model_version_by_alias("net10-w2-digits", "champion")
-    assert int(version.version) == 1
 
 
 def test_mlflow_run_uses_the_code_of_its_own_folder(tmp_path, fresh_database):
