@@ -269,7 +269,7 @@ def options(command):
     return search_sparsity.main.make_context("search", words[3:]).params
 
 
-@pytest.mark.parametrize("changes", [{"max_drop": (30.0, 60.5)}, {"accuracy_floor": 40.0}], ids=["drops", "floor"])
+@pytest.mark.parametrize("changes", [{"max_drop": (30.0, 200 / 3)}, {"accuracy_floor": 40.0}], ids=["drops", "floor"])
 def test_search_command_of_a_study_is_one_that_asks_for_it_again(searched, source, changes):
     request = replace(REQUEST, **changes, trials=2, confirm_seeds=0, epochs=50.0, values="fp16")
     searched(request)
@@ -279,7 +279,7 @@ def test_search_command_of_a_study_is_one_that_asks_for_it_again(searched, sourc
     if "accuracy_floor" in changes:
         assert again["accuracy_floor"] == 40
     else:
-        assert again["max_drop"] == "30,60.5"
+        assert again["max_drop"] == "30,66.66666666666667"
         assert again["accuracy_floor"] == 0
     plain = {each.name for each in fields(SearchRequest)} - {"max_drop", "accuracy_floor", "timeout", "scan"}
     assert {name: again[name] for name in plain} == {name: getattr(request, name) for name in plain}

@@ -10,7 +10,7 @@ from netprune.errors import InputError
 from netprune.recipes import RECIPES, recipe
 from sweeps import tracking
 from sweeps.findings import Repeat, Step
-from sweeps.stages.request import SearchRequest, as_percent
+from sweeps.stages.request import NO_DROP, SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS
 from sweeps.stages.source import DATA_OPTIONS, Source
 from sweeps.stages.studies import FoundStudy
@@ -86,13 +86,10 @@ def _source(params: Mapping[str, str]) -> dict[str, str]:
 
 
 def _floors(study: FoundStudy) -> dict[str, str]:
-    """`max_drop`, or `accuracy_floor` where the drops do not give the study's floors."""
+    """`max_drop` or `accuracy_floor`, whichever it was."""
     params = study.run.params
-    drops, dense = params["search.max_drop"], study.run.metrics["dense_val_accuracy"]
-    floors = sorted({max(0.0, dense - float(drop) / 100) for drop in drops.split(",")}, reverse=True)
-    if [as_percent(floor) for floor in floors] == params["search.accuracy_floor"].split(","):
-        return {"max_drop": drops}
-    return {"accuracy_floor": params["search.accuracy_floor"]}
+    name = "accuracy_floor" if params["search.max_drop"] == NO_DROP else "max_drop"
+    return {name: params[f"search.{name}"]}
 
 
 def _training(study: FoundStudy) -> str:

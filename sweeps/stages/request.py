@@ -17,6 +17,9 @@ from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.source import Source
 from sweeps.table import percent
 
+NO_DROP = "none"
+"""What the run of a study says of `max_drop` whose floor is an accuracy."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchRequest:

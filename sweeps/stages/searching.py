@@ -26,7 +26,7 @@ from sweeps.scores import Tried
 from sweeps.secrets import masked
 from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, Contest, confirm, record
 from sweeps.stages.describing import study_note
-from sweeps.stages.request import SearchRequest, accuracy_floors, as_percent, bounds_record, study_name
+from sweeps.stages.request import NO_DROP, SearchRequest, accuracy_floors, as_percent, bounds_record, study_name
 from sweeps.stages.scanning import SCANNED, run_scan
 from sweeps.stages.source import Source
 from sweeps.stages.starting import Starts
@@ -113,7 +113,9 @@ def _at_work(
     """One session: whoever leads makes the run, the seeds and the confirmations; trials are everybody's."""
     own = ("scan", "storage", "workers")  # an address may hold a password
     options = {k: v for k, v in asdict(request).items() if k not in own} | request.scan.record()
-    options["max_drop"] = ",".join(f"{drop:g}" for drop in request.max_drop)
+    # with all digits: the floors follow from them
+    drops = ",".join(repr(drop).removesuffix(".0") for drop in request.max_drop)
+    options["max_drop"] = drops if yardstick.beside else NO_DROP
     options["accuracy_floor"] = ",".join(map(as_percent, study.floors))
     config = {**source.record(), **options, "study_name": study.name}
     _wait(lambda: study.run_id is not None or study.crew.leads)
