@@ -85,7 +85,6 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         "weights_digest": source.header.dense_digest,
         "val_digest": source.dataset.val_digest(),
         "accuracy_floor": list(floors),
-        "bound": "difference" if yardstick.beside else "accuracy",
         "finetune_epochs": request.finetune_epochs,
         "batch_size": request.batch_size,
         "saliency": request.scan.saliency,
