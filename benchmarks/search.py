@@ -26,14 +26,14 @@ from typing import Any
 import mlflow
 import numpy as np
 import optuna
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import Basis, find_allocator
 from netprune.callbacks import Callbacks
-from netprune.confidence import Images
 from netprune.confirmation import Candidate, aim
 from netprune.errors import InputError
+from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
 from netprune.packing import header_for, pack
@@ -51,7 +51,6 @@ from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
-from sweeps.stages.yardstick import Yardstick
 
 RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")
 OURS, PLAIN = "ours", "plain optuna"
@@ -72,8 +71,6 @@ class Found:
     """Validation, in [0, 1]."""
     network: nn.Module
     """Finetuned: confirmations go on from it, as from ours."""
-    differing: float | None
-    """See `scores.Score`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ class Terms:
     confirmation: PruneConfig
     most: int
     seed: int
-    images: Images
+    images: int
     """Validation images."""
 
     @property
@@ -95,9 +92,9 @@ class Terms:
         had = _epochs(self.finetune)
         return GAIN * math.log((had + _epochs(self.confirmation)) / had)
 
-    def shortfall(self, one: Found, floor: float) -> float:
-        """How far a trial is below what it should have for its confirmation to meet a floor, as in ours."""
-        return aim(floor, self.images, self.gain, one.differing) - one.accuracy
+    def aim(self, floor: float) -> float:
+        """What a trial should have for its confirmation to meet a floor, as in ours."""
+        return aim(floor, self.images, self.gain)
 
     @property
     def epochs(self) -> float:
@@ -115,8 +112,7 @@ class Bench:
         data = DataRequest(dataset=options.dataset, data_dir=options.data_dir, device=options.device)
         self.source = Source(setting.model, header, setting.dataset, data, options.weights or "trained on the spot")
         self.basis = Basis(model=setting.model, sensitivity=scan(setting.model, setting.dataset))
-        self.yardstick = Yardstick.of(self.source, beside=True)
-        self.dense_accuracy = self.yardstick.dense.accuracy
+        self.dense_accuracy = evaluate(setting.model, setting.dataset.val, setting.dataset).accuracy
         self.dense_bytes = len(pack(setting.model, header))
 
     def terms(self, seed: int) -> Terms:
@@ -137,24 +133,21 @@ class Bench:
             confirmation=config(self.options.confirm_epochs),
             most=self.options.confirm_most,
             seed=seed,
-            images=self.yardstick.images,
+            images=len(self.setting.dataset.val),
         )
 
     def trial(self, sparsity: Sparsity, terms: Terms) -> Found:
         """Prune, finetune, pack: as a trial of ours without early stopping."""
         networks: list[nn.Module] = []
-        right: list[Tensor] = []
         result, data = prune_candidate(
             self.setting.model,
             self.setting.dataset,
             self.source.header,
             sparsity,
             terms.finetune,
-            callbacks=Callbacks(
-                on_finetuned=lambda network: networks.append(copy.deepcopy(network)), on_validated=right.append
-            ),
+            callbacks=Callbacks(on_finetuned=lambda network: networks.append(copy.deepcopy(network))),
         )
-        return Found(sparsity, len(data), result.val.accuracy, networks[0], self.yardstick.differing(right[0]))
+        return Found(sparsity, len(data), result.val.accuracy, networks[0])
 
     def bisected(self, rule: str, terms: Terms) -> list[Found]:
         """The trials of one rule's bisection, for each floor in turn."""
@@ -162,7 +155,7 @@ class Bench:
         for part, floor in enumerate(terms.floors, start=1):
             until = round(terms.trials * part / len(terms.floors))
             while len(found) < until:
-                meets = {density: terms.shortfall(one, floor) <= 0 for density, one in found.items()}
+                meets = {density: one.accuracy >= terms.aim(floor) for density, one in found.items()}
                 density = bisected(meets, DENSITIES[0], DENSITIES[-1])
                 if density is None:
                     break
@@ -184,7 +177,7 @@ class Bench:
                 names = prunable_weights(self.setting.model)
                 sparsity = {name: trial.suggest_float(name, 0.0, MOST_SPARSITY) for name in names}
                 found.append(self.trial(sparsity, terms))
-                trial.set_constraint("floor", terms.shortfall(found[-1], floor))
+                trial.set_constraint("floor", terms.aim(floor) - found[-1].accuracy)
                 return found[-1].size_bytes
 
             study.optimize(objective, n_trials=round(terms.trials * part / len(terms.floors)) - len(found))
@@ -198,12 +191,10 @@ class Bench:
             floors=terms.floors,
             objective=OBJECTIVES[0],
             candidates=tuple(
-                Candidate(i, one.size_bytes, one.accuracy, one.accuracy + terms.gain, one.differing)
-                for i, one in enumerate(found)
+                Candidate(i, one.size_bytes, one.accuracy, one.accuracy + terms.gain) for i, one in enumerate(found)
             ),
             sparsities={i: one.sparsity for i, one in enumerate(found)},
             network=lambda number: found[number].network,
-            yardstick=self.yardstick,
         )
         seeds = (terms.seed + FRESH, terms.seed + FRESH + 1)
         return confirm(self.source, contest, Confirmation(config=terms.confirmation, seeds=seeds, most=terms.most))

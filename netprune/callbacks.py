@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from netprune.evaluation import Evaluation
 
@@ -54,9 +54,6 @@ class Callbacks:
     """Shares of all steps, each in (0, 1), after which `on_check` is called."""
     on_finetuned: Callable[[nn.Module], None] | None = None
     """Called by `pruning.prune_candidate` with the finetuned network, before its values are rounded."""
-    on_validated: Callable[[Tensor], None] | None = None
-    """Called by `pruning.prune_candidate` with which validation images the packed network takes rightly, bool `(N,)`.
-    """
 
 
 NOBODY = Callbacks()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from netprune.confidence import Images, image_margin
+from netprune.confidence import lower_bound
 from netprune.recovery import NOISE
 
 ROUNDING = 1e-9
@@ -27,8 +27,6 @@ class Candidate:
     """Validation after the trial's short finetuning, in [0, 1]."""
     expected: float
     """What it is expected to come to when it is finetuned longer."""
-    differing: float | None = None
-    """Share of images that it or the dense network takes rightly, and not both; None where nobody counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +39,24 @@ class Bound:
     """End of the one-sided 95 % confidence interval; what is held against the floor."""
 
 
-def aim(floor: float, images: Images, gain: float, differing: float | None = None) -> float:
+def image_margin(floor: float, images: int) -> float:
+    """How far above a floor an accuracy must be for its lower bound to meet it, if seeds agree."""
+    return floor - lower_bound([floor, floor], images).lower
+
+
+def aim(floor: float, images: int, gain: float) -> float:
     """The accuracy that a trial should have for its confirmation to meet a floor; never below the floor.
 
     Args:
         floor: in [0, 1].
         images: that accuracies are measured on.
         gain: accuracy that the confirmation's longer finetuning is expected to bring.
-        differing: see `confidence.image_margin`.
     """
-    return max(floor, floor + image_margin(floor, images, differing) - gain)
+    return max(floor, floor + image_margin(floor, images) - gain)
 
 
 def next_candidate(
-    candidates: Sequence[Candidate], measured: Mapping[int, Bound], floor: float, *, images: Images, most: int
+    candidates: Sequence[Candidate], measured: Mapping[int, Bound], floor: float, *, images: int, most: int
 ) -> int | None:
     """The number of the next candidate, or None when the search has its answer.
 
@@ -72,13 +74,14 @@ def next_candidate(
         images: that accuracies are measured on.
         most: candidates after which no still smaller one is looked for, once one has been accepted.
     """
+    margin = image_margin(floor, images)
     known = {candidate.number: candidate for candidate in candidates}
     off = [bound.mean - known[number].expected for number, bound in measured.items()]
     surprise = sum(off) / len(off) if off else 0.0
     left = [candidate for candidate in candidates if candidate.number not in measured]
 
     def to_spare(one: Candidate) -> float:
-        return one.expected + surprise - image_margin(floor, images, one.differing) - floor
+        return one.expected + surprise - margin - floor
 
     accepted = [bound.size_bytes for bound in measured.values() if bound.lower >= floor - ROUNDING]
     if accepted:

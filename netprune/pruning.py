@@ -16,7 +16,7 @@ from torch import nn
 from netprune.callbacks import CHECK_IMAGES, NOBODY, Callbacks
 from netprune.data import Dataset
 from netprune.errors import InputError
-from netprune.evaluation import Evaluation, evaluate, image_losses, summarise
+from netprune.evaluation import Evaluation, evaluate
 from netprune.gradients import gradients_for
 from netprune.masks import Masks, Sparsity, apply_masks, make_masks, measured_sparsity
 from netprune.packing import PackedHeader, pack, unpack
@@ -260,10 +260,7 @@ def prune_candidate(
         # this one is from here, however large
         shipped = unpack(data, lambda _: copy.deepcopy(dense), max_bytes=sys.maxsize).model.to(device)
     with _timed(seconds, "evaluate"):
-        losses, right = image_losses(shipped, dataset.val, dataset)
-        val = summarise(losses, right)
-    if callbacks.on_validated is not None:
-        callbacks.on_validated(right)
+        val = evaluate(shipped, dataset.val, dataset)
     size = measure_size(shipped)
     result = PruneResult(
         asked=dict(sparsity),

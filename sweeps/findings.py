@@ -55,8 +55,6 @@ class FloorResult:
     """Its validation accuracies, one a seed."""
     lower: float = 0.0
     """Lower end of the one-sided 95 % confidence interval of its accuracy."""
-    differing: float | None = None
-    """Share of the validation images that it and the dense network differ on, where the bound goes by those."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

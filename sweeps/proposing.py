@@ -12,7 +12,6 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
-from netprune.confidence import Images
 from netprune.confirmation import aim
 from netprune.masks import Sparsity
 from netprune.recovery import Recovery
@@ -40,7 +39,7 @@ UNTRAINED = 0.05
 class Aims:
     """The accuracies that trials should have, so that confirmations meet the floors."""
 
-    images: Images
+    images: int
     """Validation images."""
     epochs: float
     """Finetune epochs of a trial."""
@@ -54,8 +53,7 @@ class Aims:
         if all(one.score.stopped for one in tried):
             return aim(floor, self.images, 0.0)
         outlook = _Outlook(tried, floor, self.epochs)
-        gain = outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs)
-        return aim(floor, self.images, gain, outlook.near.score.differing)
+        return aim(floor, self.images, outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs))
 
 
 class Proposer:

@@ -34,9 +34,6 @@ class Score:
     """Finetune epochs that it took."""
     start: int | None = None
     """The trial whose network it went on from; None for the dense one."""
-    differing: float | None = None
-    """Share of the validation images that it or the dense network takes rightly, and not both; None for a trial that
-    stopped early, and where the floor is not told by the dense network's accuracy."""
 
     def meets(self, floor: float) -> bool:
         """Whether it ran to its end and its accuracy is at the floor."""

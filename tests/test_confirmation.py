@@ -2,10 +2,9 @@
 
 import pytest
 
-from netprune.confidence import Images, image_margin
-from netprune.confirmation import Bound, Candidate, aim, next_candidate
+from netprune.confirmation import Bound, Candidate, aim, image_margin, next_candidate
 
-IMAGES, FLOOR = Images(5000), 0.80
+IMAGES, FLOOR = 5000, 0.80
 MARGIN = image_margin(FLOOR, IMAGES)
 
 
@@ -101,19 +100,10 @@ def test_next_candidate_without_a_feasible_trial_is_none(candidates):
 
 def test_image_margin_is_what_a_bound_at_the_floor_lacks():
     assert 0.008 < MARGIN < 0.01
-    assert image_margin(FLOOR, Images(100)) > 5 * MARGIN
+    assert image_margin(FLOOR, 100) > 5 * MARGIN
 
 
 def test_aim_is_above_the_floor_by_what_the_confirmation_will_not_bring_itself():
     assert aim(FLOOR, IMAGES, 0.0) == FLOOR + MARGIN
     assert aim(FLOOR, IMAGES, 0.003) == pytest.approx(FLOOR + MARGIN - 0.003)
     assert aim(FLOOR, IMAGES, 0.05) == FLOOR
-
-
-def test_next_candidate_and_aim_beside_a_dense_network_go_by_the_images_that_differ():
-    beside, floor = Images(5000, 0.84), 0.82
-    near, far = image_margin(floor, beside, 0.04), image_margin(floor, beside, 0.2)
-    assert near < image_margin(floor, Images(5000)) < far
-    assert aim(floor, beside, 0.0, 0.04) == pytest.approx(floor + near)
-    alike, unlike = Candidate(0, 300, floor, floor + near, 0.2), Candidate(1, 400, floor, floor + near, 0.04)
-    assert next_candidate([alike, unlike], {}, floor, images=beside, most=4) == 1

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from netprune.confidence import Images, image_margin
+from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
 from sweeps.limits import Limits
@@ -59,7 +59,7 @@ def sampled(study, sampler="tpe", seed=0, begin=STARTS[:1]):
 
 def proposer(study, *, confirm_epochs=None, others=lambda _: [], epochs=0.0):
     """What a search proposes."""
-    aims = Aims(images=Images(5000), epochs=epochs, confirm_epochs=confirm_epochs)
+    aims = Aims(images=5000, epochs=epochs, confirm_epochs=confirm_epochs)
     return Proposer(study.space, study.floors, aims, others, sampler="tpe", seed=0)
 
 
@@ -570,13 +570,13 @@ def test_proposer_finds_the_floor_on_the_path_and_leaves_it_then_to_the_sampler(
 
 def test_aims_are_above_the_floor_by_what_confirmations_do_not_bring():
     chain = [tried(0, 0.3, 0.80)] + [tried(i, 0.3, 0.80 + 0.01 * math.log(i + 1), start=i - 1) for i in range(1, 8)]
-    sure = Aims(images=Images(5000), epochs=1.0, confirm_epochs=None)
+    sure = Aims(images=5000, epochs=1.0, confirm_epochs=None)
     assert sure.of(0.8, chain) == 0.8
-    at_first, late = (Aims(images=Images(5000), epochs=1.0, confirm_epochs=3.0).of(0.8, one) for one in ([], chain))
-    assert at_first == pytest.approx(0.8 + image_margin(0.8, Images(5000)))
+    at_first, late = (Aims(images=5000, epochs=1.0, confirm_epochs=3.0).of(0.8, one) for one in ([], chain))
+    assert at_first == pytest.approx(0.8 + image_margin(0.8, 5000))
     # a point an e-fold, from nine epochs to twelve
     assert late == pytest.approx(at_first - 0.01 * math.log(12 / 9), abs=0.001)
-    assert Aims(images=Images(5000), epochs=1.0, confirm_epochs=100.0).of(0.8, chain) == 0.8
+    assert Aims(images=5000, epochs=1.0, confirm_epochs=100.0).of(0.8, chain) == 0.8
 
 
 def test_expected_adds_what_longer_training_brings_and_less_to_what_was_trained_long():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from netprune.confidence import Images, lower_bound
+from netprune.confidence import lower_bound
 from sweeps import tracking
 from sweeps.findings import CandidateRow
 from sweeps.scores import ROUNDING
 from sweeps.stages.confirming import EPOCHS, SEED
 from sweeps.stages.standing import Standing
-from sweeps.stages.trials import DIFFERING, trial_name
+from sweeps.stages.trials import trial_name
 from sweeps.table import percent
 
 
@@ -26,10 +26,9 @@ def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:
 def _row(standing: Standing, trial: str, epochs: str, runs: Sequence[tracking.FoundRun]) -> CandidateRow:
     study = standing.study
     accuracies = tuple(run.metrics["val_accuracy"] for run in runs)
-    differing = [run.metrics[DIFFERING] for run in runs if DIFFERING in run.metrics]
-    metrics = study.run.metrics
-    images = Images(int(metrics["val_images"]), metrics["dense_val_accuracy"] if differing else None)
-    lower = lower_bound(accuracies, images, differing).lower if len(accuracies) > 1 else None
+    # studies from before it was logged do not say how many images they had
+    images = study.run.metrics.get("val_images")
+    lower = lower_bound(accuracies, int(images)).lower if images and len(accuracies) > 1 else None
     most_accurate = max(runs, key=lambda run: run.metrics["val_accuracy"])
     return CandidateRow(
         name=trial_name(int(trial)),

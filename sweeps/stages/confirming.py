@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from torch import nn
 
 from netprune.callbacks import Callbacks
-from netprune.confidence import image_margin, lower_bound
-from netprune.confirmation import ROUNDING, Bound, Candidate, next_candidate
+from netprune.confidence import lower_bound
+from netprune.confirmation import ROUNDING, Bound, Candidate, image_margin, next_candidate
 from netprune.masks import Sparsity
 from netprune.pruning import PruneConfig, prune_candidate
 from netprune.stopping import SHORT
@@ -19,8 +19,7 @@ from sweeps.proposing import expected
 from sweeps.stages.request import as_percent
 from sweeps.stages.source import Source
 from sweeps.stages.starting import fetch_network
-from sweeps.stages.trials import DIFFERING, log_result, log_seconds, trial_name
-from sweeps.stages.yardstick import Yardstick
+from sweeps.stages.trials import log_result, log_seconds, trial_name
 from sweeps.study import SparsityStudy
 from sweeps.table import count, percent, short
 
@@ -94,14 +93,11 @@ class Contest:
     """By candidate number."""
     network: Callable[[int], nn.Module]
     """A candidate's finetuned network, by its number."""
-    yardstick: Yardstick
     session: str = ""
     """Of the worker that confirms."""
 
     @classmethod
-    def of(
-        cls, study: SparsityStudy, objective: str, source: Source, config: PruneConfig, yardstick: Yardstick
-    ) -> Contest:
+    def of(cls, study: SparsityStudy, objective: str, source: Source, config: PruneConfig) -> Contest:
         """A study's trials that ran to their end."""
         tried = [one for one in study.tried if not one.score.stopped]
         epochs = config.finetune.epochs * config.share if config.finetune else 0.0
@@ -113,18 +109,10 @@ class Contest:
             floors=study.floors,
             objective=objective,
             candidates=tuple(
-                Candidate(
-                    one.number,
-                    one.score.size_bytes,
-                    one.score.accuracy,
-                    comes_to[one.number],
-                    one.score.differing,
-                )
-                for one in tried
+                Candidate(one.number, one.score.size_bytes, one.score.accuracy, comes_to[one.number]) for one in tried
             ),
             sparsities={one.number: study.space.at(one.point) for one in tried},
             network=lambda number: fetch_network(run_ids[number], source, config),
-            yardstick=yardstick,
             session=study.crew.key,
         )
 
@@ -134,7 +122,7 @@ def confirm(source: Source, contest: Contest, how: Confirmation) -> dict[float, 
 
     Finished finetunings of an earlier session are taken from the store. Floors share them.
     """
-    images, measured = contest.yardstick.images, dict[int, Confirmed]()
+    images, measured = len(source.dataset.val), dict[int, Confirmed]()
     winners: dict[float, Confirmed | None] = {}
     for floor in contest.floors:
         # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
@@ -157,24 +145,20 @@ def _hopeless(one: Confirmed, floor: float) -> bool:
 
 
 def _measure(source: Source, contest: Contest, number: int, how: Confirmation, floor: float) -> Confirmed:
-    images = contest.yardstick.images
+    images = len(source.dataset.val)
     found: list[tracking.FoundRun] = []
     for seed in how.seeds:
         found.append(_finetuned(source, contest, number, how.config, seed))
         accuracies = [run.metrics["val_accuracy"] for run in found]
         if accuracies[0] + SHORT < floor:  # the mean has to be above the floor by the images' margin
             break
-    differing = [run.metrics[DIFFERING] for run in found if images.dense is not None]
-    if len(accuracies) > 1:
-        lower = lower_bound(accuracies, images, differing).lower
-    else:
-        lower = accuracies[0] - image_margin(accuracies[0], images, next(iter(differing), None))
+    enough = len(accuracies) > 1
     return Confirmed(
         trial=number,
         run_ids=tuple(run.run_id for run in found),
         accuracies=tuple(accuracies),
         sizes=tuple(int(run.metrics[contest.objective]) for run in found),
-        lower=lower,
+        lower=lower_bound(accuracies, images).lower if enough else accuracies[0] - image_margin(floor, images),
     )
 
 
@@ -190,7 +174,6 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
     options = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
     name = f"confirm {number:03d} seed {seed}"
     tags |= {tracking.STUDY: contest.name, tracking.SESSION: contest.session}
-    differing: list[float | None] = []
     with tracking.tracked_run("confirm", name, options, tags=tags) as run_id:
         with Progress(f"confirm {number}, seed {seed}") as progress:
             result, data = prune_candidate(
@@ -200,11 +183,9 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
                 sparsity,
                 replace(config, finetune=finetune),
                 start=contest.network(number),
-                callbacks=Callbacks(
-                    on_step=progress, on_validated=lambda right: differing.append(contest.yardstick.differing(right))
-                ),
+                callbacks=Callbacks(on_step=progress),
             )
-        log_result(result, data, differing[0])
+        log_result(result, data)
         log_seconds(result.seconds)
         tracking.log_metrics({"finetune_epochs": epochs})
         tracking.rename(f"{short(getattr(result, contest.objective), result.val.accuracy)} · {name}")

@@ -63,14 +63,10 @@ def version_note(study: FoundStudy, won: Winner, metrics: Mapping[str, float], l
 def _sure(won: Winner) -> str:
     seeded = zip(won.seeds, won.accuracies, strict=True)
     seeds = ", ".join(f"{percent(accuracy)} (seed {seed})" for seed, accuracy in seeded)
-    text = (
+    return (
         f"Floor {percent(won.floor)}: at least {percent(won.lower)} on validation with 95 % confidence. Finetuned "
         f"again with fresh seeds it had {seeds}; the most accurate ships."
     )
-    if won.differing is None:
-        return text
-    differ = percent(won.differing)
-    return f"{text} The bound is one of the difference from the dense network, which differs on {differ} of the images."
 
 
 def _unsure(study: FoundStudy) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from netprune.allocation import Basis
 from netprune.bounds import find_bounds
-from netprune.evaluation import Evaluation
+from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import Sparsity
 from netprune.packing import pack
 from netprune.precision import fit_to_device
@@ -32,7 +32,6 @@ from sweeps.stages.source import Source
 from sweeps.stages.starting import Starts
 from sweeps.stages.studies import study_of
 from sweeps.stages.trials import DENSE_FILE, Trials
-from sweeps.stages.yardstick import Yardstick
 from sweeps.study import SparsityStudy
 from sweeps.table import short
 from sweeps.workers import run_workers
@@ -79,8 +78,8 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         InputError: for a floor above the dense network's accuracy, or a study of that name with other constants.
     """
     until = None if request.timeout is None else time.monotonic() + request.timeout
-    yardstick = Yardstick.of(source, beside=request.accuracy_floor is None)
-    floors = accuracy_floors(request, yardstick.dense)
+    dense = evaluate(source.model, source.dataset.val, source.dataset)
+    floors = accuracy_floors(request, dense)
     constants = {
         "weights_digest": source.header.dense_digest,
         "val_digest": source.dataset.val_digest(),
@@ -103,18 +102,18 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         constants=constants,
     )
     with study.crew.at_work():
-        return _at_work(source, study, request, yardstick, until)
+        return _at_work(source, study, request, dense, until)
 
 
 def _at_work(
-    source: Source, study: SparsityStudy, request: SearchRequest, yardstick: Yardstick, until: float | None
+    source: Source, study: SparsityStudy, request: SearchRequest, dense: Evaluation, until: float | None
 ) -> SearchOutcome:
     """One session: whoever leads makes the run, the seeds and the confirmations; trials are everybody's."""
     own = ("scan", "storage", "workers")  # an address may hold a password
     options = {k: v for k, v in asdict(request).items() if k not in own} | request.scan.record()
     # with all digits: the floors follow from them
     drops = ",".join(repr(drop).removesuffix(".0") for drop in request.max_drop)
-    options["max_drop"] = drops if yardstick.beside else NO_DROP
+    options["max_drop"] = drops if request.accuracy_floor is None else NO_DROP
     options["accuracy_floor"] = ",".join(map(as_percent, study.floors))
     config = {**source.record(), **options, "study_name": study.name}
     _wait(lambda: study.run_id is not None or study.crew.leads)
@@ -126,11 +125,11 @@ def _at_work(
         study.run_id = run_id
         # a leader may have died between opening the run and this
         if known is None or (study.crew.leads and "accuracy_floor" not in tracking.find_run(run_id).metrics):
-            _log_dense(source, yardstick.dense, study.floors)
+            _log_dense(source, dense, study.floors)
         tracking.close_dead(study.name, study.crew.dead)
         if study.done < request.trials or study.has_abandoned:
-            _try(source, study, request, yardstick, until)
-        winners = _confirm(source, study, request, yardstick) if _is_to_confirm(study, request) else {}
+            _try(source, study, request, until)
+        winners = _confirm(source, study, request) if _is_to_confirm(study, request) else {}
         outcome = SearchOutcome(
             study.name,
             run_id,
@@ -162,9 +161,7 @@ def _is_to_confirm(study: SparsityStudy, request: SearchRequest) -> bool:
     return bool(request.confirm_seeds and study.crew.leads and study.done)
 
 
-def _try(
-    source: Source, study: SparsityStudy, request: SearchRequest, yardstick: Yardstick, until: float | None
-) -> None:
+def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: float | None) -> None:
     def left() -> float | None:
         return None if until is None else max(0.0, until - time.monotonic())
 
@@ -182,7 +179,7 @@ def _try(
         report(f"seeds by {rule}: the best of the rules before any training")
     finetune = _finetuning(source, request, request.finetune_epochs)
     starts = Starts(source, study, finetune, screen)
-    trials = Trials(starts, request.objective, request.seed, yardstick)
+    trials = Trials(starts, request.objective, request.seed)
     proposer = _proposer(study, request, basis, screen, trials)
     if request.workers > 1:
         run_workers(request.workers, study.name, device=source.data.device, timeout=left())
@@ -206,7 +203,7 @@ def _proposer(study: SparsityStudy, request: SearchRequest, basis: Basis, screen
         return [sparsity for _, sparsity in ranked(basis, density, screen)[: OTHERS + 1]]
 
     aims = Aims(
-        images=trials.yardstick.images,
+        images=len(trials.source.dataset.val),
         epochs=trials.epochs_a_trial,
         confirm_epochs=_confirm_epochs(request) if request.confirm_seeds else None,
     )
@@ -217,15 +214,13 @@ def _confirm_epochs(request: SearchRequest) -> float:
     return LONGER * request.finetune_epochs if request.confirm_epochs is None else request.confirm_epochs
 
 
-def _confirm(
-    source: Source, study: SparsityStudy, request: SearchRequest, yardstick: Yardstick
-) -> dict[float, Confirmed | None]:
+def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> dict[float, Confirmed | None]:
     how = Confirmation(
         config=_finetuning(source, request, _confirm_epochs(request)),
         seeds=tuple(request.seed + FRESH + i for i in range(request.confirm_seeds)),
         most=request.confirm_most,
     )
-    winners = confirm(source, Contest.of(study, request.objective, source, how.config, yardstick), how)
+    winners = confirm(source, Contest.of(study, request.objective, source, how.config), how)
     artifacts.log_json(record(winners), CONFIRMED_FILE)
     _tag_confirmations({won.run_id for won in winners.values() if won is not None})
     strictest = winners[study.floors[0]]

@@ -156,14 +156,7 @@ def _result(standing: Standing, floor: float) -> FloorResult:
         return FloorResult(floor=floor, network=None)
     label = "pruned" if len(standing.study.floors) == 1 else f"floor {percent(floor)}"
     network = _network(standing, won.run, label)
-    return FloorResult(
-        floor=floor,
-        network=network,
-        seeds=won.seeds,
-        accuracies=won.accuracies,
-        lower=won.lower,
-        differing=won.differing,
-    )
+    return FloorResult(floor=floor, network=network, seeds=won.seeds, accuracies=won.accuracies, lower=won.lower)
 
 
 def _network(standing: Standing, run: tracking.FoundRun, label: str) -> Network:

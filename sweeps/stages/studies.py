@@ -16,7 +16,7 @@ from sweeps import artifacts, registry, tracking
 from sweeps.stages.confirming import CONFIRMED_FILE, SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
 from sweeps.stages.starting import PACKED_FILE
-from sweeps.stages.trials import DENSE_FILE, DIFFERING, trial_name
+from sweeps.stages.trials import DENSE_FILE, trial_name
 from sweeps.table import count, percent
 
 DENSE = "dense_"
@@ -39,11 +39,6 @@ class Winner:
     """Validation, one a seed."""
     lower: float
     """Lower end of the one-sided 95 % confidence interval of the accuracy."""
-
-    @property
-    def differing(self) -> float | None:
-        """Share of the validation images that it and the dense network differ on, where the bound goes by those."""
-        return self.run.metrics.get(DIFFERING)
 
 
 @dataclass(frozen=True, slots=True)

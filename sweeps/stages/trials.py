@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
-from torch import Tensor
-
 from netprune.callbacks import Callbacks
 from netprune.errors import DivergedError
 from netprune.evaluation import Evaluation
@@ -22,7 +20,6 @@ from sweeps.limits import Limits
 from sweeps.progress import Progress, duration, report
 from sweeps.scores import Score, lineage
 from sweeps.stages.starting import PACKED_FILE, Start, Starts, keep_network
-from sweeps.stages.yardstick import Yardstick
 from sweeps.study import Record
 from sweeps.table import count, percent, short
 
@@ -31,8 +28,6 @@ START = "netprune.start"
 """Tag: the trial whose network a trial went on from, or `dense`."""
 SECONDS = "seconds/"
 """Metric, with a stage after it: wall-clock seconds."""
-DIFFERING = "differing_from_dense"
-"""Metric: see `Score.differing`."""
 STOPPED = "stopped"
 """The stage of a trial that was stopped: all it took."""
 PASSES = ("start", "finetune", "evaluate", "quantise")
@@ -46,9 +41,9 @@ class StoppedEarlyError(Exception):
 class Trials:
     """One sitting of a study: its trials' runs, and the line after each."""
 
-    def __init__(self, starts: Starts, objective: str, seed: int, yardstick: Yardstick) -> None:
+    def __init__(self, starts: Starts, objective: str, seed: int) -> None:
         self.source, self.study, self.config = starts.source, starts.study, starts.config
-        self.starts, self.objective, self.seed, self.yardstick = starts, objective, seed, yardstick
+        self.starts, self.objective, self.seed = starts, objective, seed
         self.results = 0
         self.resume()
 
@@ -87,7 +82,6 @@ class Trials:
                 on_check=looks,
                 checks=CHECKS[1:],
                 on_finetuned=lambda network: keep_network(network, self.source, self.config),
-                on_validated=looks.see,
             )
             try:
                 with Progress(trial_name(number)) as progress:
@@ -129,9 +123,8 @@ class Trials:
             overruled=looks.verdict,
             epochs=self.epochs_a_trial,
             start=looks.start.number,
-            differing=looks.differing,
         )
-        log_result(result, data, looks.differing)
+        log_result(result, data)
         self._log(score)
         return score
 
@@ -209,13 +202,7 @@ class _Looks:
         self.trials, self.number, self.start = trials, number, start
         self.checks: dict[float, float] = {}
         self.verdict, self.bound = "", 0.0
-        self.differing: float | None = None
-        """See `Score.differing`."""
         self.curves = trials.curves(start)  # as they are when the trial begins: a look must not wait for the storage
-
-    def see(self, right: Tensor) -> None:
-        """Which validation images the trial's network takes rightly in the end."""
-        self.differing = self.trials.yardstick.differing(right)
 
     def __call__(self, share: float, evaluation: Evaluation) -> None:
         self.checks[share] = evaluation.accuracy
@@ -232,10 +219,8 @@ def trial_name(number: int) -> str:
     return f"trial {number:03d}"
 
 
-def log_result(result: PruneResult, data: bytes, differing: float | None) -> None:
+def log_result(result: PruneResult, data: bytes) -> None:
     """Keep what a candidate came to in the active run: the file, the result, its metrics."""
-    if differing is not None:
-        tracking.log_metrics({DIFFERING: differing})
     artifacts.log_bytes(data, PACKED_FILE)
     artifacts.log_json(asdict(result), "result.json")
     tracking.log_metrics(
