@@ -28,17 +28,19 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from benchmarks.setting import finish, parser, print_table
-from netprune.compute import Format
+from netprune.compute import Format, training_passes
 from netprune.data import Dataset, Split, load_dataset
 from netprune.models import Architecture, build_model
 from netprune.optimizers import make_schedule
 from netprune.precision import fit_to_device
 from netprune.recipes import TrainConfig, recipe
+from netprune.recording import RECORDED_AFTER, Passes
 from netprune.training import train
 
 WIDTHS, QUICK_WIDTHS = (16, 64, 128), (16,)
 FIGURE_WIDTH = 128
 LEAST_STEPS = 3
+WARM = RECORDED_AFTER
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -87,7 +89,7 @@ def random_batches(dataset: Dataset, batch_size: int, device: torch.device) -> B
 
 
 def stepped(model: nn.Module, batches: Batches, config: TrainConfig, steps: int) -> float:
-    """Images a second of a loop that does nothing but train; its first step, which waits for workers, does not count.
+    """Images a second of a loop that does nothing but train; its first two steps, which wait for workers, do not count.
 
     Args:
         model: a copy is trained.
@@ -97,26 +99,33 @@ def stepped(model: nn.Module, batches: Batches, config: TrainConfig, steps: int)
     """
     form, fused = config.format, config.format != Format()
     model = copy.deepcopy(model).train().to(memory_format=form.memory_format)
-    run = torch.compile(model) if form.compiled else model
+    passes = training_passes(model, form) if fused else _plain_passes(model)
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay, fused=fused)
-    schedule = make_schedule(optimizer, config, steps + 1)
+    schedule = make_schedule(optimizer, config, steps + WARM)
     count, start = 0, 0.0
-    for step, (images, labels) in enumerate(itertools.islice(batches, steps + 1)):
-        with form.active(device):
-            loss = F.cross_entropy(run(form.layout(images)), labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+    for step, (images, labels) in enumerate(itertools.islice(batches, steps + WARM)):
+        passes(images, labels)
         nn.utils.clip_grad_value_(model.parameters(), config.grad_clip)
         optimizer.step()
         schedule.step()
-        if step:
+        if step >= WARM:
             count += len(labels)
         else:
             _wait(device)
             start = time.perf_counter()
     _wait(device)
     return count / (time.perf_counter() - start)
+
+
+def _plain_passes(model: nn.Module) -> Passes:
+    def passes(images: Tensor, labels: Tensor) -> Tensor:
+        model.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    return passes
 
 
 def ours(model: nn.Module, dataset: Dataset, config: TrainConfig, steps: int) -> float:

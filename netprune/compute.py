@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netprune.recording import RECORDED_AFTER, Passes, Recorded, recordable
 from netprune.winograd import WinogradConvolutions
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
@@ -145,18 +146,45 @@ def compiled_if_faster(model: nn.Module, images: Tensor, labels: Tensor, form: F
 
 
 def training_seconds(model: nn.Module, images: Tensor, labels: Tensor, form: Format) -> float:
-    """Seconds an image of forward and backward passes of a copy of `model`; the least of a few."""
+    """Seconds an image of forward and backward passes of a copy of `model`; the least of a few.
+
+    Replayed, where training replays them (`recording`).
+    """
     with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
         probe = copy.deepcopy(model).train().to(memory_format=form.memory_format)
-        run = torch.compile(probe) if form.compiled else probe
-        batch = form.layout(images)
+        step = training_passes(probe, form)
+        for _ in range(RECORDED_AFTER if isinstance(step, Recorded) else 0):
+            step(images, labels)
+        return _least_seconds(lambda: step(images, labels), images.device) / len(images)
 
-        def step() -> None:
-            with form.active(batch.device):
-                loss = F.cross_entropy(run(batch), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
 
-        return _least_seconds(step, batch.device) / len(batch)
+def training_passes(model: nn.Module, form: Format) -> Passes:
+    """Forward and backward passes as in training by cross-entropy alone: what takes images and labels, gives the loss
+    and leaves gradients.
+
+    Args:
+        model: in train mode and in the format's layout, in which it has to stay.
+        form: see `Format`.
+    """
+    run = torch.compile(model) if form.compiled else model
+
+    def passes(images: Tensor, labels: Tensor) -> Tensor:
+        with form.active(images.device):
+            loss = F.cross_entropy(run(form.layout(images)), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def clear() -> None:
+        model.zero_grad(set_to_none=True)
+
+    if recordable(model) and not form.compiled:
+        return Recorded(passes, clear)
+
+    def cleared(images: Tensor, labels: Tensor) -> Tensor:
+        clear()
+        return passes(images, labels)
+
+    return cleared
 
 
 def _least_seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -27,6 +27,8 @@ DECODING = 2
 """Changes with what decoding gives, so that what is kept from before is not taken."""
 DECODED_BYTES = 4096 * 3 * IMAGE_SIZE**2
 """Of decoded images that are in memory at once."""
+THREADED_BYTES = 16 * 1024
+"""Size of a mean file from which threads decode: smaller ones take less time than handing the lock on."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
@@ -77,7 +79,8 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
     shape = (len(paths), 3, image_size, image_size)
     stored = _from_cache(cache, shape)
     if stored is None:
-        _decode(paths, cache, shape)
+        worth = sum(size for _, size, _ in stamps) >= THREADED_BYTES * len(paths)
+        _decode(paths, cache, shape, threads=os.cpu_count() or 1 if worth else 1)
         stored = np.load(cache, mmap_mode="c")
     on_disk = not fits(stored.nbytes, torch.device("cpu"))
     images = torch.from_numpy(stored if on_disk else np.array(stored))
@@ -108,7 +111,7 @@ def _stay_below(folder: Path, entries: list[Path]) -> None:
             raise InputError(f"{entry} is a link that leads out of {folder}: put what it leads to in its place.")
 
 
-def _decode(paths: list[Path], cache: Path, shape: tuple[int, ...]) -> None:
+def _decode(paths: list[Path], cache: Path, shape: tuple[int, ...], threads: int) -> None:
     """Decode into the cache's file, whole or not at all, as many images at a time as fit into `DECODED_BYTES`."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     at_once = max(1, DECODED_BYTES // math.prod(shape[1:]))
@@ -117,11 +120,12 @@ def _decode(paths: list[Path], cache: Path, shape: tuple[int, ...]) -> None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent, prefix=".decoding-") as scratch:
             # written, not mapped: a full disk is then an error, and no signal that ends the process
-            with (Path(scratch) / cache.name).open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+            with (Path(scratch) / cache.name).open("wb") as file, ThreadPoolExecutor(threads) as pool:
                 np.lib.format.write_array_header_1_0(file, header)
                 for start in range(0, len(paths), at_once):
+                    part = paths[start : start + at_once]
                     # PIL lets go of the interpreter's lock while it decodes, so threads help
-                    decoded = np.stack(list(pool.map(decode, paths[start : start + at_once])))
+                    decoded = np.stack(list(pool.map(decode, part) if threads > 1 else map(decode, part)))
                     file.write(decoded.transpose(0, 3, 1, 2).tobytes())
             os.replace(Path(scratch) / cache.name, cache)
     except OSError as error:

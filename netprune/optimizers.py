@@ -44,8 +44,36 @@ class MuonAdamW(torch.optim.Optimizer):
         others = [p for p in parameters if p.ndim <= 1]
         by_adamw = [{"params": large, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(by_adamw, lr=lr, betas=ADAMW_BETAS, fused=_fusible(model))
+        self.directions: dict[Tensor, Tensor] = {}
+        self.prepared = False
         own: dict[str, Any] = {"params": weights, "weight_decay": weight_decay}
         super().__init__([own, {"params": large}, {"params": others}], {"lr": lr})
+
+    def prepare(self) -> None:
+        """The part of a step that neither rate nor decay change, so that a recording (`recording`) may hold it.
+
+        Momenta move, and each weight gets its direction. From then on `step` goes by the directions found last; if this
+        is never called, it finds them itself.
+        """
+        self.prepared = True
+        self._find_directions()
+
+    @torch.no_grad()
+    def _find_directions(self) -> None:
+        self.directions = {}
+        for weight in self.param_groups[0]["params"]:
+            if weight.grad is None:
+                continue
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+            momentum = self.state[weight]["momentum"].lerp_(weight.grad, 1 - MUON_MOMENTUM)
+            aim = weight.grad.lerp(momentum, MUON_MOMENTUM)
+            # columns in the order of memory: singular values do not hang on it, and nothing need be moved
+            channels_last = aim.ndim == 4 and not aim.is_contiguous()
+            rows = aim.permute(0, 2, 3, 1) if channels_last else aim
+            step = orthogonalised(rows.flatten(1))
+            step = (step * (ADAMW_SIZE * math.sqrt(max(step.shape)))).view(rows.shape)
+            self.directions[weight] = step.permute(0, 3, 1, 2) if channels_last else step
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -57,15 +85,12 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("this optimiser takes no closure")
         own, *others = self.param_groups
-        for weight in own["params"]:
-            if weight.grad is None:
-                continue
-            if not self.state[weight]:
-                self.state[weight]["momentum"] = torch.zeros_like(weight)
-            momentum = self.state[weight]["momentum"].lerp_(weight.grad, 1 - MUON_MOMENTUM)
-            step = orthogonalised(weight.grad.lerp(momentum, MUON_MOMENTUM).flatten(1))
-            weight.mul_(1 - own["lr"] * own["weight_decay"])
-            weight.add_(step.view(weight.shape), alpha=-own["lr"] * ADAMW_SIZE * math.sqrt(max(step.shape)))
+        if not self.prepared:
+            self._find_directions()
+        weights, directions = list(self.directions), list(self.directions.values())
+        if weights:
+            torch._foreach_mul_(weights, 1 - own["lr"] * own["weight_decay"])
+            torch._foreach_add_(weights, directions, alpha=-own["lr"])
         for theirs, group in zip(self.adamw.param_groups, others, strict=True):
             theirs["lr"] = group["lr"]
         self.adamw.step()

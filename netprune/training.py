@@ -24,9 +24,10 @@ from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.loader import batch_sizes, train_batches
 from netprune.masks import Masks, apply_masks
-from netprune.optimizers import make_optimizer, make_schedule
-from netprune.quantise import Labels, share_gradients
+from netprune.optimizers import MuonAdamW, make_optimizer, make_schedule
+from netprune.quantise import Labels, SharedGradients
 from netprune.recipes import TrainConfig
+from netprune.recording import Recorded, recordable
 
 RISES = 20
 
@@ -129,6 +130,7 @@ class _Loop:
         self.scheduler = make_schedule(self.optimizer, config, config.epochs * self.steps)
         self.rising_steps = config.gradual * config.epochs * self.steps
         self.masks: Masks = held.masks
+        self.shared = SharedGradients(held.labels)
         self._rise()
         # the first epoch's mirrored images where flips alternate: a draw of its own, so that resuming needs no state
         own = torch.Generator().manual_seed(config.seed)
@@ -140,6 +142,9 @@ class _Loop:
         self.teacher = copy.deepcopy(held.teacher).eval() if held.teacher is not None and config.distillation else None
         run = self.team.wrapped(model, config.format.memory_format)
         self.run = torch.compile(run) if config.format.compiled else run
+        networks = [model] if self.teacher is None else [model, self.teacher]
+        replays = self.team.alone and not config.format.compiled and recordable(*networks)
+        self.recorded = Recorded(self._passes, self._clear) if replays else None
 
     @property
     def validated(self) -> nn.Module:
@@ -151,6 +156,8 @@ class _Loop:
         start, config = time.perf_counter(), self.config
         self.team.reseed(config.seed, self.epochs_done)
         self._lay_out(config.format.memory_format)
+        if self.recorded is not None:
+            self.recorded.forget()  # the layout has moved the weights
         self.model.train()
         flips = self.mirrored ^ bool(self.epochs_done % 2) if config.alternating_flip else None
         batches = train_batches(
@@ -158,9 +165,7 @@ class _Loop:
         )
         total = torch.zeros((), device=next(self.model.parameters()).device)
         for (images, labels), size in zip(batches, self.sizes, strict=True):
-            loss = self._loss(config.format.layout(images), labels) * self.team.weight(size)
-            self._step(loss)
-            total += loss.detach()
+            total += self._step(images, labels, self.team.weight(size))
             if callbacks.on_step is not None:
                 callbacks.on_step(self.steps_done, config.epochs * self.steps)
             self._check(callbacks)
@@ -210,12 +215,27 @@ class _Loop:
                 wanted = self.teacher(images)
             return torch.lerp(loss, distillation_loss(logits, wanted), self.config.distillation)
 
-    def _step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+    def _passes(self, images: Tensor, labels: Tensor, weight: float = 1.0) -> Tensor:
+        """The loss; leaves the gradients, and what the optimiser makes of them whatever its rate, for `_step`."""
+        loss = self._loss(self.config.format.layout(images), labels) * weight
         loss.backward()  # type: ignore[no-untyped-call]
-        share_gradients(self.model, self.held.labels)
+        self.shared.apply(self.model)
         if math.isfinite(self.config.grad_clip):
             nn.utils.clip_grad_value_(self.model.parameters(), self.config.grad_clip)
+        if isinstance(self.optimizer, MuonAdamW):
+            self.optimizer.prepare()
+        return loss.detach()
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, images: Tensor, labels: Tensor, weight: float) -> Tensor:
+        """Train on one batch, and give its loss."""
+        if self.recorded is not None:
+            loss = self.recorded(images, labels)
+        else:
+            self._clear()
+            loss = self._passes(images, labels, weight)
         self.optimizer.step()
         self.steps_done += 1
         self._rise()
@@ -225,6 +245,7 @@ class _Loop:
         if self.average is not None:
             self.average.update_parameters(self.model)
             apply_masks(self.average.module, self.masks)  # what was pruned on the way is in the average still
+        return loss
 
     def _rise(self) -> None:
         """New masks where they are due, twenty times in all: s (1 − (1 − t)³) at a share t of the way.
