@@ -125,67 +125,34 @@ def settle(model: nn.Module, labels: Labels) -> None:
 
     Trained together, equal weights may still part by a last bit.
     """
-    weights = prunable_weights(model)
-    for name, label in labels.items():
-        members = _Members.of(label)
-        weights[name].copy_(members.spread(round_significand(members.means(weights[name]), SIGNIFICANT_BITS)))
+    for name, weight in prunable_weights(model).items():
+        index = labels[name].view(-1) + 1
+        entries = round_significand(_means(weight.reshape(-1), index), SIGNIFICANT_BITS)
+        weight.copy_(entries[index].view(weight.shape))
     _round_others(model)
 
 
-class SharedGradients:
-    """Gives every weight the mean gradient of those with its label, and zeros none.
+@torch.no_grad()
+def share_gradients(model: nn.Module, labels: Labels) -> None:
+    """Give every weight the mean gradient of those with its label, in place, and zeros none.
 
-    What shares a value then goes on sharing it, and zeros stay. The mean and not Deep Compression's sum: clipping by
-    value then means the same as for a single weight. The same bits every time, and nothing is waited for, so that a
-    recording (`recording`) may hold it.
+    What shares a value then goes on sharing it, and zeros stay.
+
+    The mean and not Deep Compression's sum: clipping by value then means the same as for a single weight.
     """
-
-    def __init__(self, labels: Labels) -> None:
-        self.members = {name: _Members.of(label) for name, label in labels.items()}
-
-    @torch.no_grad()
-    def apply(self, model: nn.Module) -> None:
-        """To the gradients that the model's weights have, in place."""
-        weights = prunable_weights(model) if self.members else {}
-        for name, members in self.members.items():
-            gradient = weights[name].grad
-            if gradient is not None:
-                gradient.copy_(members.spread(members.means(gradient)))
+    weights = prunable_weights(model)
+    for name, label in labels.items():
+        gradient = weights[name].grad
+        if gradient is not None:
+            index = label.view(-1) + 1
+            gradient.copy_(_means(gradient.reshape(-1), index)[index].view(gradient.shape))
 
 
-@dataclass(frozen=True, slots=True)
-class _Members:
-    """Which weights have which label."""
-
-    shape: torch.Size
-    places: Tensor
-    """int64 `(M,)`: those that have one, in the flattened weight, those of one label side by side."""
-    labels: Tensor
-    """int64 `(M,)`, rising."""
-    counts: Tensor
-    """int64 `(K,)`: how many have each label; K is 0 if none has any."""
-
-    @classmethod
-    def of(cls, label: Tensor) -> _Members:
-        rising = torch.sort(label.view(-1), stable=True)
-        places = rising.indices[int((rising.values < 0).sum()) :]
-        labels = label.view(-1)[places]
-        return cls(label.shape, places, labels, torch.bincount(labels))
-
-    def means(self, values: Tensor) -> Tensor:
-        """fp32 `(K,)`: of the values, of the weight's shape, that have each label; in double precision."""
-        own = values.reshape(-1)[self.places].double()
-        if not len(own):
-            return values.new_zeros(0)
-        # sums in a fixed order on every device, which `bincount` has not on a GPU
-        sums = torch.segment_reduce(own, "sum", lengths=self.counts, unsafe=True)
-        return (sums / self.counts.clamp(min=1)).float()
-
-    def spread(self, entries: Tensor) -> Tensor:
-        """To each weight its label's entry, and zero to those without one."""
-        flat = entries.new_zeros(self.shape.numel())
-        flat[self.places] = entries[self.labels]
-        return flat.view(self.shape)
+def _means(values: Tensor, index: Tensor) -> Tensor:
+    """The mean of the values of each index, and 0 for index 0, the zeros; in double precision."""
+    means = torch.bincount(index, weights=values.double()) / torch.bincount(index).clamp(min=1)
+    means[0] = 0.0
+    return means.float()
 
 
 def _round_others(model: nn.Module) -> None:

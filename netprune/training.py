@@ -25,7 +25,7 @@ from netprune.evaluation import Evaluation, evaluate
 from netprune.loader import batch_sizes, train_batches
 from netprune.masks import Masks, apply_masks
 from netprune.optimizers import MuonAdamW, make_optimizer, make_schedule
-from netprune.quantise import Labels, SharedGradients
+from netprune.quantise import Labels, share_gradients
 from netprune.recipes import TrainConfig
 from netprune.recording import Recorded, recordable
 
@@ -130,7 +130,6 @@ class _Loop:
         self.scheduler = make_schedule(self.optimizer, config, config.epochs * self.steps)
         self.rising_steps = config.gradual * config.epochs * self.steps
         self.masks: Masks = held.masks
-        self.shared = SharedGradients(held.labels)
         self._rise()
         # the first epoch's mirrored images where flips alternate: a draw of its own, so that resuming needs no state
         own = torch.Generator().manual_seed(config.seed)
@@ -143,7 +142,8 @@ class _Loop:
         run = self.team.wrapped(model, config.format.memory_format)
         self.run = torch.compile(run) if config.format.compiled else run
         networks = [model] if self.teacher is None else [model, self.teacher]
-        replays = self.team.alone and not config.format.compiled and recordable(*networks)
+        # codebooks' shared gradients wait for the GPU, which a recording cannot
+        replays = self.team.alone and not (config.format.compiled or held.labels) and recordable(*networks)
         self.recorded = Recorded(self._passes, self._clear) if replays else None
 
     @property
@@ -219,7 +219,7 @@ class _Loop:
         """The loss; leaves the gradients, and what the optimiser makes of them whatever its rate, for `_step`."""
         loss = self._loss(self.config.format.layout(images), labels) * weight
         loss.backward()  # type: ignore[no-untyped-call]
-        self.shared.apply(self.model)
+        share_gradients(self.model, self.held.labels)
         if math.isfinite(self.config.grad_clip):
             nn.utils.clip_grad_value_(self.model.parameters(), self.config.grad_clip)
         if isinstance(self.optimizer, MuonAdamW):

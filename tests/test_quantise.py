@@ -14,13 +14,13 @@ from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import pack, unpack
 from netprune.quantise import (
-    SharedGradients,
     Values,
     entropy_constrained_codebook,
     fold_biases,
     quantise,
     round_significand,
     settle,
+    share_gradients,
 )
 from netprune.recipes import TrainConfig
 from netprune.training import Held, train
@@ -284,13 +284,13 @@ def test_codebook_of_few_values_holds_them_all(values):
     assert np.array_equal(book[np.searchsorted(edges, values)], values)
 
 
-def test_shared_gradients_give_each_entry_its_mean_and_zeros_none(pruned):
+def test_share_gradients_gives_each_entry_its_mean_and_zeros_none(pruned):
     labels = quantise(pruned, Values("codebook", 2))
     weights = prunable_weights(pruned)
     for weight in weights.values():
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     before = {name: weight.grad.clone() for name, weight in weights.items()}
-    SharedGradients(labels).apply(pruned)
+    share_gradients(pruned, labels)
     for name, weight in weights.items():
         for label in labels[name].unique():
             members = labels[name] == label
