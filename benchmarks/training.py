@@ -34,13 +34,12 @@ from netprune.models import Architecture, build_model
 from netprune.optimizers import make_schedule
 from netprune.precision import fit_to_device
 from netprune.recipes import TrainConfig, recipe
-from netprune.recording import RECORDED_AFTER, Passes
+from netprune.recording import RECORDED_AFTER, Passes, Recorded
 from netprune.training import train
 
 WIDTHS, QUICK_WIDTHS = (16, 64, 128), (16,)
 FIGURE_WIDTH = 128
 LEAST_STEPS = 3
-WARM = RECORDED_AFTER
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
@@ -89,7 +88,9 @@ def random_batches(dataset: Dataset, batch_size: int, device: torch.device) -> B
 
 
 def stepped(model: nn.Module, batches: Batches, config: TrainConfig, steps: int) -> float:
-    """Images a second of a loop that does nothing but train; its first two steps, which wait for workers, do not count.
+    """Images a second of a loop that does nothing but train.
+
+    Its first steps, which wait for workers or are recorded, do not count.
 
     Args:
         model: a copy is trained.
@@ -100,16 +101,17 @@ def stepped(model: nn.Module, batches: Batches, config: TrainConfig, steps: int)
     form, fused = config.format, config.format != Format()
     model = copy.deepcopy(model).train().to(memory_format=form.memory_format)
     passes = training_passes(model, form) if fused else _plain_passes(model)
+    warm = RECORDED_AFTER if isinstance(passes, Recorded) else 1
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay, fused=fused)
-    schedule = make_schedule(optimizer, config, steps + WARM)
+    schedule = make_schedule(optimizer, config, steps + warm)
     count, start = 0, 0.0
-    for step, (images, labels) in enumerate(itertools.islice(batches, steps + WARM)):
+    for step, (images, labels) in enumerate(itertools.islice(batches, steps + warm)):
         passes(images, labels)
         nn.utils.clip_grad_value_(model.parameters(), config.grad_clip)
         optimizer.step()
         schedule.step()
-        if step >= WARM:
+        if step >= warm:
             count += len(labels)
         else:
             _wait(device)
