@@ -107,7 +107,9 @@ def seconds_per_image(model: nn.Module, images: Tensor, way: Compute) -> float:
         return _least_seconds(lambda: model(batch), batch.device) / len(batch)
 
 
-def choose_format(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Format, float]:
+def choose_format(
+    model: nn.Module, images: Tensor, labels: Tensor, longest: float = LONGEST_SECONDS
+) -> tuple[Format, float]:
     """The fastest format of training `model` on this device, and its seconds an image; takes a few seconds at most.
 
     Plain fp32 unless another one is 1.05 times as fast. Compilation, which takes a minute to try, is left to
@@ -117,9 +119,11 @@ def choose_format(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[For
         model: left alone: copies are timed, in train mode, forward and backward.
         images: normalised, `(N, C, H, W)`, on the model's device; a batch as it will be trained on.
         labels: int64 `(N,)`.
+        longest: seconds that the passes of one batch may take, about; of a slow network fewer images are taken, and
+            what pays on a whole batch (Winograd's convolutions) may not on a few.
     """
     rough = training_seconds(model, images[:4], labels[:4], Format())
-    count = max(4, min(len(images), int(LONGEST_SECONDS / rough)))
+    count = max(4, min(len(images), int(longest / rough)))
     bf16 = training_seconds(model, images[:4], labels[:4], Format(bf16=True, channels_last=True))
     numbers = (False, True) if bf16 < HOPELESS * rough else (False,)
     forms = [Format(bf16=b, channels_last=c) for b in numbers for c in (False, True)]

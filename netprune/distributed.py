@@ -8,6 +8,7 @@ normalisation goes by the share, and dropout is drawn in each process apart.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import traceback
@@ -39,11 +40,16 @@ class Team(Place):
 
     __slots__ = ()
 
-    def wrapped(self, network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    def wrapped(self, network: nn.Module, layout: torch.memory_format, images: Tensor) -> nn.Module:
         """What to call in place of a network, so that its gradients are the mean of all processes'.
 
         The network is brought into the layout that it will have in training, for its gradients are kept in that. In all
         processes it begins as the first one's.
+
+        Args:
+            network: in train mode for a moment, on a copy.
+            layout: see above.
+            images: some that it takes, to see whether every parameter has a part in what it gives.
         """
         if self.alone:
             return network
@@ -52,7 +58,8 @@ class Team(Place):
         # only (what is tested on CPUs would not be what GPUs do) and has every layer wait for all twice a step.
         # Running statistics are not broadcast with every step, which would keep only the first process's: they are
         # linear in those of the batches, so that `equalise`, now and then, loses nothing.
-        return DistributedDataParallel(network, forward_sync_buffers=False)
+        idle = _has_idle_parameters(network, images)
+        return DistributedDataParallel(network, forward_sync_buffers=False, find_unused_parameters=idle)
 
     @torch.no_grad()
     def equalise(self, network: nn.Module) -> None:
@@ -197,6 +204,16 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[Team]:
                 store.set(FIRST_IS_OUT, "")
             elif failed:
                 store.wait([FIRST_IS_OUT], LAST_WORDS)
+
+
+def _has_idle_parameters(network: nn.Module, images: Tensor) -> bool:
+    """Whether some parameter that may learn gets no gradient: torch would wait for it for ever, unless it is told."""
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):  # dropout draws
+        probe = copy.deepcopy(network).train()
+        probe.zero_grad(set_to_none=True)
+        probe(images).sum().backward()
+    return any(p.requires_grad and p.grad is None for p in probe.parameters())
 
 
 def _open_group(here: Team, patience: timedelta) -> None:

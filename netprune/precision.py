@@ -7,7 +7,14 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from netprune.compute import PROBE_IMAGES, Format, choose_format, compiled_if_faster, training_seconds
+from netprune.compute import (
+    LONGEST_SECONDS,
+    PROBE_IMAGES,
+    Format,
+    choose_format,
+    compiled_if_faster,
+    training_seconds,
+)
 from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.loader import normalise
@@ -15,7 +22,9 @@ from netprune.recipes import TrainConfig
 
 Precision = Literal["auto", "fp32", "bf16", "winograd"]
 PRECISIONS = get_args(Precision)
-COMPILE_AFTER_SECONDS = 30 * 60
+LONG = 30 * 60
+"""Seconds of a training for which the choice may take a minute."""
+LONG_MEASUREMENT = 8 * LONGEST_SECONDS
 
 
 def fit_to_device(
@@ -24,9 +33,10 @@ def fit_to_device(
     """The recipe in a format of that precision, and about how long an epoch will take.
 
     `auto` measures for a few seconds which format is fastest for this network on its device; where the training takes
-    over half an hour, compilation is tried as well, which takes a minute. What it chooses may hang on what else the
-    machine does. `fp32`, `bf16` and `winograd` (fp32 with wide 3×3 convolutions by Winograd's algorithm, on a CPU) are
-    channels_last without a choice, so that the same seed gives the same bits on the same machine.
+    over half an hour, it measures on more images and tries compilation as well, which takes a minute each. What it
+    chooses may hang on what else the machine does. `fp32`, `bf16` and `winograd` (fp32 with wide 3×3 convolutions by
+    Winograd's algorithm, on a CPU) are channels_last without a choice, so that the same seed gives the same bits on the
+    same machine, if that is a CPU.
 
     Args:
         model: left alone.
@@ -52,7 +62,7 @@ def fit_to_device(
         seconds = training_seconds(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
         return replace(config, format=found), seconds * len(dataset.train)
     found, seconds = choose_format(model, images, split.labels)
-    seconds *= len(dataset.train)
-    if seconds * config.epochs > COMPILE_AFTER_SECONDS:
+    if seconds * len(dataset.train) * config.epochs > LONG:
+        found, seconds = choose_format(model, images, split.labels, LONG_MEASUREMENT)
         found = compiled_if_faster(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
-    return replace(config, format=found), seconds
+    return replace(config, format=found), seconds * len(dataset.train)

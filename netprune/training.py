@@ -22,7 +22,7 @@ from netprune.data import Dataset, Split
 from netprune.distillation import distillation_loss
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
-from netprune.loader import batch_sizes, train_batches
+from netprune.loader import batch_sizes, normalise, train_batches
 from netprune.masks import Masks, apply_masks
 from netprune.optimizers import MuonAdamW, make_optimizer, make_schedule
 from netprune.quantise import Labels, share_gradients
@@ -94,10 +94,13 @@ def train(
         if resume is not None:
             loop.restore(resume)
         results = []
-        while loop.epochs_done < config.epochs:
-            results.append(loop.epoch(callbacks))
-            if callbacks.on_epoch is not None:
-                callbacks.on_epoch(results[-1], loop.snapshot)
+        try:
+            while loop.epochs_done < config.epochs:
+                results.append(loop.epoch(callbacks))
+                if callbacks.on_epoch is not None:
+                    callbacks.on_epoch(results[-1], loop.snapshot)
+        finally:
+            loop.recorded = None  # the two hold each other, and a GPU's memory would wait for the garbage collector
         if loop.average is not None:
             model.load_state_dict(loop.average.module.state_dict())
     return results
@@ -139,7 +142,7 @@ class _Loop:
             average_by = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(model, multi_avg_fn=average_by, use_buffers=True)
         self.teacher = copy.deepcopy(held.teacher).eval() if held.teacher is not None and config.distillation else None
-        run = self.team.wrapped(model, config.format.memory_format)
+        run = self.team.wrapped(model, config.format.memory_format, normalise(dataset.train.first(2).images, dataset))
         self.run = torch.compile(run) if config.format.compiled else run
         networks = [model] if self.teacher is None else [model, self.teacher]
         # codebooks' shared gradients wait for the GPU, which a recording cannot

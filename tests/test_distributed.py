@@ -55,6 +55,17 @@ def without_batch_norm():
         )
 
 
+class Idle(nn.Module):
+    """A network with a parameter that has no part in what it gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = without_batch_norm(), nn.Parameter(torch.ones(2))
+
+    def forward(self, images):
+        return self.used(images)
+
+
 def net10():
     return build_model(Architecture(name="net10", num_classes=3, width=2), seed=0)
 
@@ -80,6 +91,7 @@ def masks_and_teacher(network):
 TRAININGS = {
     "uneven": (without_batch_norm, UNEVEN, nothing),
     "still": (net10, STILL, nothing),
+    "idle": (Idle, UNEVEN, nothing),
     "all together": (halved, ALL_TOGETHER, masks_and_teacher),
     "diverging": (net10, TrainConfig(epochs=2, batch_size=16, max_lr=1e37), nothing),
 }
@@ -271,6 +283,13 @@ def test_train_in_two_processes_keeps_running_statistics_of_all_images(both, tin
     assert int(seen["conv1.1.num_batches_tracked"]) == int(alone["conv1.1.num_batches_tracked"]) == 12
 
 
+def test_train_in_two_processes_with_an_idle_parameter_trains_the_others_as_without_it(both):
+    for seen in both:
+        idle, alone = seen["idle"].state, seen["uneven"].state
+        assert torch.equal(idle.pop("idle"), torch.ones(2))
+        assert all(torch.equal(idle[f"used.{name}"], alone[name]) for name in alone)
+
+
 def test_train_in_two_processes_holds_masks_exactly(both):
     network = net10()
     network.load_state_dict(both[1]["all together"].state)
@@ -321,7 +340,7 @@ def test_joined_leaves_no_process_group_behind(both):
 
 def test_team_alone_agrees_with_itself():
     team, network = Team(), nn.Linear(2, 2)
-    assert team.wrapped(network, torch.contiguous_format) is network
+    assert team.wrapped(network, torch.contiguous_format, torch.ones(2, 2)) is network
     assert torch.equal(team.mean(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
     assert team.gathered(3) == [3]
     assert team.from_first(lambda: 4) == 4

@@ -42,6 +42,19 @@ def test_fit_to_device_of_a_long_training_tries_compilation(tiny_dataset, tiny_n
     assert epoch_seconds == 72
 
 
+@pytest.mark.parametrize(("epochs", "winograd"), [(20, False), (60, True)])
+def test_fit_to_device_of_a_long_training_of_a_slow_network_measures_on_more_images(
+    tiny_dataset, tiny_net, monkeypatch, epochs, winograd
+):
+    def seconds(model, images, labels, form):  # an image takes half a second; Winograd's pays from 8 images on
+        return 2.0 if form.compiled else 0.25 if form.winograd and len(images) >= 8 else 0.5
+
+    monkeypatch.setattr(compute, "training_seconds", seconds)
+    config, epoch_seconds = fit_to_device(tiny_net, tiny_dataset, replace(SHORT, epochs=epochs))
+    assert config.format == (Format(winograd=True, channels_last=True) if winograd else Format())
+    assert epoch_seconds == (18 if winograd else 36)
+
+
 def test_fit_to_device_of_an_unknown_precision_names_the_known_ones(tiny_dataset, tiny_net):
     with pytest.raises(InputError, match=r"precision is 'fp8'; it must be auto, fp32, bf16 or winograd"):
         fit_to_device(tiny_net, tiny_dataset, SHORT, "fp8")
