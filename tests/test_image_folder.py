@@ -1,6 +1,7 @@
 """Folders of images: their order, their cache, and folders that cannot be used."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def make_folder(folder, *, classes=("cat", "dog"), count=3, seed=0):
 @pytest.fixture
 def no_decoding(monkeypatch):
     """Call it to make any decoding from now on a failure."""
-    return lambda: monkeypatch.setattr(image_folder, "_decode", lambda *_: pytest.fail("decoded"))
+    return lambda: monkeypatch.setattr(image_folder, "_decode", lambda *_, **__: pytest.fail("decoded"))
 
 
 def test_read_image_folder_gives_images_in_the_order_of_sorted_paths(tmp_path):
@@ -51,6 +52,24 @@ def test_read_image_folder_gives_images_in_the_order_of_sorted_paths(tmp_path):
     assert np.array_equal(found.images, np.stack([made[name].transpose(2, 0, 1) for name in order]))
     assert found.labels.tolist() == [found.classes.index(name.split("/")[0]) for name in order]
     assert found.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_read_image_folder_decodes_large_files_only_in_threads_to_the_same_images(tmp_path, monkeypatch, threaded):
+    made = make_folder(tmp_path / "in")
+    decode, threads = image_folder._decode_one, set()
+
+    def noted(path, image_size):
+        threads.add(threading.current_thread() is threading.main_thread())
+        return decode(path, image_size)
+
+    monkeypatch.setattr(image_folder, "_decode_one", noted)
+    size = min(path.stat().st_size for path in made)
+    monkeypatch.setattr(image_folder, "THREADED_BYTES", size if threaded else 2 * size)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    found = read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert threads == {not threaded}
+    assert np.array_equal(found.images, np.stack([array.transpose(2, 0, 1) for array in made.values()]))
 
 
 def test_read_image_folder_other_files_are_passed_over(tmp_path):

@@ -70,6 +70,22 @@ def test_muon_adamw_equals_torchs_two_on_a_network_of_matrices(problem, memory_f
     assert model[0].weight.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_muon_adamw_prepared_takes_the_same_steps_and_moves_momenta_once(problem, memory_format):
+    model, images, labels = problem
+    model.to(memory_format=memory_format)
+    apart = copy.deepcopy(model)
+    take_steps(model, [MuonAdamW(model, lr=0.02, weight_decay=0.3)], images, labels)
+    optimizer = MuonAdamW(apart, lr=0.02, weight_decay=0.3)
+    for _ in range(3):
+        apart.zero_grad()
+        F.cross_entropy(apart(images), labels).backward()
+        optimizer.prepare()
+        optimizer.step()
+    for ours, theirs in zip(apart.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_muon_adamw_step_has_singular_values_near_one_in_units_of_its_rate(problem):
     model, images, labels = problem
     before = model[0].weight.detach().clone()
