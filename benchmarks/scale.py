@@ -43,6 +43,8 @@ COUNTS, SQLITE_COUNTS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4)
 
 def simulated(seconds: float) -> Any:
     """In place of `prune_candidate`: sleeps, and knows what comes out."""
+    source = tiny_source()
+    file = pack(source.model, source.header)
 
     def prune(_dense: Any, _dataset: Any, _header: Any, sparsity: Mapping[str, float], *_: Any, **__: Any) -> Any:
         time.sleep(seconds)
@@ -62,8 +64,7 @@ def simulated(seconds: float) -> Any:
             seed=0,
             seconds={"finetune": seconds},
         )
-        source = tiny_source()
-        return result, pack(source.model, source.header)
+        return result, file
 
     return prune
 

@@ -41,7 +41,9 @@ def log_bytes(data: bytes, name: str, run_id: str | None = None) -> None:
 
 def _local_artifacts(run_id: str | None) -> Path | None:
     """A run's folder of artifacts, if it is one of this machine: MLflow itself overwrites files in place."""
-    uri = urlsplit(mlflow.get_artifact_uri() if run_id is None else mlflow.get_run(run_id).info.artifact_uri)
+    run = mlflow.active_run() if run_id is None else mlflow.get_run(run_id)  # the open one is known without asking
+    assert run is not None, "no run is open"
+    uri = urlsplit(run.info.artifact_uri)
     return Path(url2pathname(uri.path)) if uri.scheme in ("", "file") else None
 
 

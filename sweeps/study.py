@@ -19,7 +19,8 @@ from sweeps.limits import Limits
 from sweeps.progress import report
 from sweeps.proposing import FLOOR, parameters, point_of, whole
 from sweeps.scores import Score, Tried
-from sweeps.sessions import GRACE_SECONDS, Crew
+from sweeps.sessions import Crew
+from sweeps.snapshot import SCORE, SESSION, Snapshot
 from sweeps.storage import JOURNAL, open_storage
 
 RETRIES, FAILURES = 2, 10
@@ -28,8 +29,9 @@ RETRIES, FAILURES = 2, 10
 
 Record = Callable[[Score], None]
 """Puts a trial's score down in the study; called before the trial's run in MLflow closes."""
-Evaluate = Callable[[int, Sparsity, Record], Score]
-"""Trial number, sparsity and `Record` → score; raises DivergedError for a trial that has none."""
+Evaluate = Callable[[int, Sparsity, Record, Snapshot], Score]
+"""Trial number, sparsity, `Record` and the study as it is when the trial begins → score; raises DivergedError for a
+trial that has none."""
 Propose = Callable[[Sequence[Tried], Sequence[Point], int, float], Point]
 """What has been tried, what is running or has diverged, the number of trials so far (failed ones too), and the share of
 the budget that is gone → the point to try next."""
@@ -122,58 +124,17 @@ class SparsityStudy:
         """What is searched."""
         return Space(sizes=self.layers, path=self.path, limits=self.limits)
 
-    @property
-    def tried(self) -> list[Tried]:
-        """Trials that came to a result, stopped ones included. Failed and killed ones do not count."""
-        return [
-            Tried(trial.number, point_of(trial.params), Score.of_json(trial.user_attrs["score"]))
-            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        ]
-
-    @property
-    def done(self) -> int:
-        """How many trials came to a result."""
-        return len(self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-
-    @property
-    def running(self) -> int:
-        """How many trials live workers are at."""
-        return len(self._running()) - len(self._abandoned())
-
-    @property
-    def has_abandoned(self) -> bool:
-        """Whether a worker died at a trial that nobody has given up yet."""
-        return bool(self._abandoned())
-
-    def _running(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-    def _abandoned(self) -> list[FrozenTrial]:
-        """Those of dead workers; one that nobody has put a session to is given the time that a silence may last."""
-        dead, now = self.crew.dead, time.time()
-
-        def is_abandoned(trial: FrozenTrial) -> bool:
-            if "session" in trial.user_attrs:
-                return trial.user_attrs["session"] in dead
-            return trial.datetime_start is not None and now - trial.datetime_start.timestamp() > GRACE_SECONDS
-
-        return [trial for trial in self._running() if is_abandoned(trial)]
-
-    def feasible(self, floor: float) -> list[Tried]:
-        """Trials that meet a floor, the smallest first, the more accurate one of equals first."""
-        found = [tried for tried in self.tried if tried.score.meets(floor)]
-        return sorted(found, key=lambda tried: (tried.score.size_bytes, -tried.score.accuracy))
-
-    def best(self, floor: float) -> Tried | None:
-        """The smallest trial that meets a floor."""
-        return next(iter(self.feasible(floor)), None)
+    def look(self) -> Snapshot:
+        """The study as it is now."""
+        dead = self.crew.dead
+        return Snapshot(self._study.get_trials(deepcopy=False), dead)
 
     def run(
         self,
         evaluate: Evaluate,
         limits: Limits,
         propose: Propose,
-        on_trial: Callable[[int, Score], None],
+        on_trial: Callable[[Snapshot, Score], None],
         settle: Settle = lambda _: False,
     ) -> None:
         """Try what `propose` says, within limits, which are the study's and not the worker's.
@@ -184,39 +145,43 @@ class SparsityStudy:
             evaluate: see `Evaluate`.
             limits: see `Limits`.
             propose: see `Propose`.
-            on_trial: called after each result, which the study has then, with the results so far and the score.
+            on_trial: called after each result, with the study, which has it then, and the score.
             settle: see `Settle`.
         """
         start, failures = time.monotonic(), 0
-        self.recover(settle)
-        while failures < FAILURES and self._may_start(limits, time.monotonic() - start):
-            if not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                self._study.enqueue_trial(parameters(self._next(propose, limits, time.monotonic() - start)))
-            trial = self._study.ask()
+        seen = self.recover(settle)
+        while failures < FAILURES and self._may_start(seen, limits, time.monotonic() - start):
+            if not seen.of(TrialState.WAITING):
+                self._study.enqueue_trial(parameters(self._next(seen, propose, limits, time.monotonic() - start)))
+            trial, score = self._study.ask(), None
             try:
-                trial.set_user_attr("session", self.crew.key)
-                if self._is_taken(trial.number) or self._is_surplus(trial.number, limits):
+                trial.set_user_attr(SESSION, self.crew.key)
+                seen = self.look()
+                if _is_taken(seen, trial.number) or _is_surplus(seen, trial.number, limits):
                     # another worker took what was queued, is at the same point, or began the last trial that was due
                     self._study.tell(trial, state=TrialState.FAIL)
-                    continue
-                score = self._evaluate(trial, evaluate)
-                self._study.tell(trial, score.size_bytes)
-                on_trial(self.done, score)
-                failures = 0
-                self.recover(settle)
+                else:
+                    score = self._evaluate(trial, evaluate, seen)
+                    self._study.tell(trial, score.size_bytes)
+                    failures = 0
             except (DivergedError, LostTrialError) as error:
                 failures += 1
                 self._give_up(trial, diverged=isinstance(error, DivergedError))
             except BaseException:
                 self._give_up(trial)
                 raise
+            seen = self.recover(settle)
+            if score is not None:
+                on_trial(seen, score)
         if failures == FAILURES:
             report(f"{failures} trials in a row came to no result: this worker stops")
 
-    def recover(self, settle: Settle) -> None:
-        """Give up the trials of workers that died, and queue their points again; keep those that had finished."""
-        for trial in self._abandoned():
-            finished, score = settle(trial.number), trial.user_attrs.get("score")
+    def recover(self, settle: Settle) -> Snapshot:
+        """Give up the trials of workers that died, and queue their points again; keep those that had finished. Returns
+        the study after that."""
+        seen = self.look()
+        for trial in seen.abandoned:
+            finished, score = settle(trial.number), trial.user_attrs.get(SCORE)
             try:
                 if finished and score:
                     self._study.tell(trial.number, score["size_bytes"])
@@ -225,6 +190,7 @@ class SparsityStudy:
                     self._again(trial)
             except (ValueError, UpdateFinishedTrialError):  # another worker was quicker
                 continue
+        return self.look() if seen.abandoned else seen
 
     def _again(self, trial: FrozenTrial) -> None:
         times = trial.user_attrs.get("retries", 0)
@@ -237,58 +203,51 @@ class SparsityStudy:
                 trial.set_user_attr(DIVERGED, True)
             self._study.tell(trial, state=TrialState.FAIL)
 
-    def _evaluate(self, trial: optuna.Trial, evaluate: Evaluate) -> Score:
+    def _evaluate(self, trial: optuna.Trial, evaluate: Evaluate, seen: Snapshot) -> Score:
         params = {n: trial.suggest_float(n, d.low, d.high, log=d.log) for n, d in whole(self.space).items()}
 
         def record(score: Score) -> None:
             try:
-                trial.set_user_attr("score", score.as_json())
+                trial.set_user_attr(SCORE, score.as_json())
                 trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
             except UpdateFinishedTrialError:
                 raise LostTrialError(
                     f"trial {trial.number} was given up: another worker took this one for dead"
                 ) from None
 
-        return evaluate(trial.number, self.space.at(point_of(params)), record)
+        return evaluate(trial.number, self.space.at(point_of(params)), record, seen)
 
-    def _may_start(self, limits: Limits, seconds: float) -> bool:
-        running = self.running
-        if self.done + running >= limits.trials:
+    @staticmethod
+    def _may_start(seen: Snapshot, limits: Limits, seconds: float) -> bool:
+        running = len(seen.running)
+        if seen.done + running >= limits.trials:
             return False
         if limits.timeout is not None and seconds >= limits.timeout:
             return False
-        return limits.afford(running + 1, self._epochs(self.tried))
+        return limits.afford(running + 1, seen.epochs)
 
-    @staticmethod
-    def _epochs(tried: Sequence[Tried]) -> float:
-        return sum(one.score.epochs for one in tried)
-
-    def _is_taken(self, number: int) -> bool:
-        """Whether the trial has no point of its own: none was left in the queue, or workers that looked at the same
-        moment have proposed the same, and an earlier one is at it."""
-        trials = self._study.get_trials(deepcopy=False)
-        point = trials[number].system_attrs.get("fixed_params")
-        return point is None or any(
-            trial.state == TrialState.RUNNING and trial.system_attrs.get("fixed_params") == point
-            for trial in trials[:number]
-        )
-
-    def _is_surplus(self, number: int, limits: Limits) -> bool:
-        """Whether as many trials as are due, or as there are epochs for, have a result or began before this one."""
-        abandoned = {trial.number for trial in self._abandoned()}
-        earlier = [t for t in self._running() if t.number < number and t.number not in abandoned]
-        return self.done + len(earlier) >= limits.trials or not limits.afford(
-            len(earlier) + 1, self._epochs(self.tried)
-        )
-
-    def _next(self, propose: Propose, limits: Limits, seconds: float) -> Point:
-        trials, wanted = self._study.get_trials(deepcopy=False), whole(self.space).keys()
+    def _next(self, seen: Snapshot, propose: Propose, limits: Limits, seconds: float) -> Point:
+        wanted = whole(self.space).keys()
         running = [
             point_of(trial.params)
-            for trial in trials
+            for trial in seen.trials
             if trial.params.keys() == wanted
             and (trial.state == TrialState.RUNNING or trial.user_attrs.get(DIVERGED, False))
         ]
-        tried = self.tried
-        spent = limits.spent(len(tried), seconds, self._epochs(tried))
-        return propose(tried, running, len(trials), spent)
+        return propose(seen.tried, running, len(seen.trials), limits.spent(seen.done, seconds, seen.epochs))
+
+
+def _is_taken(seen: Snapshot, number: int) -> bool:
+    """Whether the trial has no point of its own: none was left in the queue, or workers that looked at the same moment
+    have proposed the same, and an earlier one is at it."""
+    point = seen.trials[number].system_attrs.get("fixed_params")
+    return point is None or any(
+        trial.state == TrialState.RUNNING and trial.system_attrs.get("fixed_params") == point
+        for trial in seen.trials[:number]
+    )
+
+
+def _is_surplus(seen: Snapshot, number: int, limits: Limits) -> bool:
+    """Whether as many trials as are due, or as there are epochs for, have a result or began before this one."""
+    earlier = sum(trial.number < number for trial in seen.running)
+    return seen.done + earlier >= limits.trials or not limits.afford(earlier + 1, seen.epochs)

@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from sqlalchemy.exc import SQLAlchemyError
@@ -43,6 +44,8 @@ SESSION = "netprune.session"
 """Tag: which worker's session a run belongs to."""
 PROCESS = "netprune.process/"
 """Tag, with a key of its own: a process that has a run open; empty when it has closed it."""
+BATCH = 1000
+"""MLflow takes no more metrics at once."""
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -225,16 +228,27 @@ def flag(value: bool) -> str:
     return "true" if value else "false"
 
 
-def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Log numbers to the active run."""
-    mlflow.log_metrics(dict(metrics), step=step)
+def log(
+    metrics: Mapping[str, float],
+    *,
+    curves: Mapping[str, Mapping[int, float]] | None = None,
+    tags: Mapping[str, str] | None = None,
+    step: int = 0,
+) -> None:
+    """Log to the active run, in one call for a thousand values.
 
-
-def log_curves(curves: Mapping[str, Mapping[int, float]]) -> None:
-    """Log whole curves, name → (step → value), to the active run in one call a thousand points."""
-    points = [Metric(name, value, 0, step) for name, curve in curves.items() for step, value in curve.items()]
-    for start in range(0, len(points), 1000):
-        mlflow.MlflowClient().log_batch(active_run_id(), metrics=points[start : start + 1000])
+    Args:
+        metrics: name → value, at `step`.
+        curves: name → (step → value).
+        tags: name → value, but for the run's name (see `rename`).
+        step: of the metrics.
+    """
+    now = time.time_ns() // 1_000_000
+    points = [Metric(name, value, now, step) for name, value in metrics.items()]
+    points += [Metric(name, value, now, at) for name, curve in (curves or {}).items() for at, value in curve.items()]
+    wanted = [RunTag(name, value) for name, value in (tags or {}).items()]
+    for start in range(0, max(1, len(points)), BATCH):
+        mlflow.MlflowClient().log_batch(active_run_id(), metrics=points[start : start + BATCH], tags=wanted)
 
 
 def set_tags(tags: Mapping[str, str], run_id: str | None = None) -> None:

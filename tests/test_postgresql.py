@@ -39,7 +39,7 @@ def test_study_in_postgresql_goes_on_and_is_recovered_as_in_a_file(server):
     with first.crew.at_work():
         run(first, Listed((500, 0.9), (400, 0.9)), 2)
     second = make_study(name="goes on", storage=f"{server}study")
-    assert second.best(0.8).score == score(400, 0.9, 1)
+    assert second.look().best(0.8).score == score(400, 0.9, 1)
     second._study.enqueue_trial(dict.fromkeys(("density",), 0.1))
     lost = second._study.ask()
     lost.set_user_attr("session", next(iter(second.crew.sessions)))  # whose work has ended
@@ -59,11 +59,11 @@ def test_study_through_the_proxy_is_the_same_study(server):
         study = make_study(name="proxied", storage=f"grpc://127.0.0.1:{port}")
         with study.crew.at_work():
             run(study, Listed((400, 0.9)), 2)
-        assert study.done == 2
+        assert study.look().done == 2
     finally:
         proxy.kill()
         proxy.wait()
-    assert make_study(name="proxied", storage=f"{server}study").done == 2
+    assert make_study(name="proxied", storage=f"{server}study").look().done == 2
     assert GRACE_SECONDS > 60
 
 

@@ -23,7 +23,7 @@ from sweeps.scores import Score
 from sweeps.sessions import GRACE_SECONDS, Crew, Session
 from sweeps.stages.trials import Trials
 from sweeps.storage import JOURNAL, KernelLock, open_storage
-from sweeps.study import RETRIES, LostTrialError
+from sweeps.study import RETRIES, LostTrialError, _is_surplus
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -42,7 +42,7 @@ def dead(**changes):
 
 def leave(study, session="gone", *, recorded=None):
     """What a worker leaves that is killed in the middle of a trial."""
-    study._study.enqueue_trial(parameters(study._next(another, Limits(trials=9), 0.0)))
+    study._study.enqueue_trial(parameters(study._next(study.look(), another, Limits(trials=9), 0.0)))
     trial = study._study.ask()
     trial.set_user_attr("session", session)
     for name, d in whole(study.space).items():
@@ -69,7 +69,7 @@ def test_trial_of_a_dead_worker_is_given_up_and_its_point_tried_again():
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert second.params == first.params
     assert second.user_attrs["retry_of"] == lost
-    assert study.done == 1
+    assert study.look().done == 1
 
 
 def test_trial_whose_run_had_finished_is_kept_and_not_tried_again():
@@ -78,8 +78,8 @@ def test_trial_whose_run_had_finished_is_kept_and_not_tried_again():
     kept = {"size_bytes": 321, "accuracy": 0.9, "run_id": "r", "stopped": "", "overruled": "", "epochs": 1.0}
     leave(study, recorded=kept)
     study.recover(lambda _: True)
-    assert study.done == 1
-    assert study.tried[0].score == Score(**kept)
+    assert study.look().done == 1
+    assert study.look().tried[0].score == Score(**kept)
     assert len(trials()) == 1
 
 
@@ -100,7 +100,7 @@ def test_trial_of_a_live_worker_is_left_alone():
         leave(study, key)
         study.recover(lambda _: pytest.fail("it lives"))
         assert [trial.state for trial in trials()] == [TrialState.RUNNING]
-        assert study.running == 1
+        assert len(study.look().running) == 1
 
 
 def test_point_whose_workers_keep_dying_is_dropped():
@@ -122,7 +122,7 @@ def test_point_whose_workers_keep_dying_is_dropped():
 def test_worker_taken_for_dead_that_comes_back_does_not_count_its_trial():
     study, seen = make_study(), []
 
-    def evaluate(number, _, record):
+    def evaluate(number, _, record, _seen):
         other = make_study()._study
         other.tell(number, state=TrialState.FAIL)  # another worker, after a long silence of this one
         with pytest.raises(LostTrialError):
@@ -134,7 +134,7 @@ def test_worker_taken_for_dead_that_comes_back_does_not_count_its_trial():
         iterations = iter(range(1))
         run(study, lambda *given: (next(iterations), evaluate(*given))[1], 1)
     assert seen == [0]
-    assert study.done == 0
+    assert study.look().done == 0
 
 
 def test_budget_is_the_studys_and_counts_what_runs_elsewhere():
@@ -152,7 +152,7 @@ def test_last_trial_that_two_workers_began_is_given_back_by_the_later_one():
     with make_study().crew.at_work():
         (key,) = study.crew.sessions
         numbers = [leave(study, key), leave(study, key)]
-        assert [study._is_surplus(number, Limits(trials=1)) for number in numbers] == [False, True]
+        assert [_is_surplus(study.look(), number, Limits(trials=1)) for number in numbers] == [False, True]
 
 
 def test_session_is_dead_when_its_process_is_gone_or_another_has_its_number():
@@ -227,11 +227,11 @@ def test_journal_with_a_torn_last_line_goes_on(torn):
 
 def test_trial_whose_worker_died_before_it_said_who_it_was_is_given_up_after_a_silence(monkeypatch):
     study = make_study()
-    study._study.enqueue_trial(parameters(study._next(another, Limits(trials=9), 0.0)))
+    study._study.enqueue_trial(parameters(study._next(study.look(), another, Limits(trials=9), 0.0)))
     study._study.ask()  # and the worker is gone
-    assert (study.running, study.has_abandoned) == (1, False)
-    monkeypatch.setattr("sweeps.study.GRACE_SECONDS", -1.0)
-    assert (study.running, study.has_abandoned) == (0, True)
+    assert (len(study.look().running), bool(study.look().abandoned)) == (1, False)
+    monkeypatch.setattr("sweeps.snapshot.GRACE_SECONDS", -1.0)
+    assert (len(study.look().running), bool(study.look().abandoned)) == (0, True)
     run(study, Listed((500, 0.9)), 1)
     assert [trial.state for trial in trials()] == [TrialState.FAIL, TrialState.COMPLETE]
 
@@ -241,7 +241,7 @@ def test_abandoned_trial_of_a_study_that_has_its_trials_is_closed_all_the_same()
     run(study, Listed((500, 0.9)), 1)
     introduce(study, dead())
     leave(study)
-    assert study.has_abandoned
+    assert bool(study.look().abandoned)
     run(study, Listed(), 1)
     assert TrialState.RUNNING not in {trial.state for trial in trials()}
 

@@ -31,7 +31,7 @@ KINDS = ("fp32", "fp16", "int8", "codebook:2", "codebook:4")
 
 def register(data, header, name, metrics):
     with tracking.tracked_run("register", name, {}) as run_id:
-        tracking.log_metrics(metrics)
+        tracking.log(metrics)
         uri = registry.log_model(data, header)
         registry.register_model(uri, name, run_id=run_id, tags={registry.TRIAL: run_id}, description="")
     return run_id

@@ -67,7 +67,7 @@ def score(size, accuracy, number=0, **more):
     return Score(size_bytes=size, accuracy=accuracy, run_id=f"run{number}", **more)
 
 
-def cheap(number, sparsity, record):
+def cheap(number, sparsity, record, _seen):
     """Bytes fall with sparsity, and so does accuracy, the faster the further layer a is from half of its weights."""
     kept = sum(n * (1 - sparsity[layer]) for layer, n in LAYERS.items()) / sum(LAYERS.values())
     accuracy = 0.9 - 0.01 / kept - 0.03 * math.log((1 - sparsity["a"]) / 0.5) ** 2
@@ -82,7 +82,7 @@ class Listed:
     def __init__(self, *outcomes):
         self.outcomes, self.asked = list(outcomes), []
 
-    def __call__(self, number, sparsity, record):
+    def __call__(self, number, sparsity, record, _seen):
         self.asked.append(sparsity)
         outcome = self.outcomes[len(self.asked) - 1]
         if isinstance(outcome, BaseException):
@@ -103,28 +103,28 @@ def trials(name="study"):
 
 
 def best(study, floor=0.8):
-    found = study.best(floor)
+    found = study.look().best(floor)
     return found and (found.score.size_bytes, found.score.accuracy)
 
 
 def points(study):
-    return {(one.point.density, *one.point.offsets.values()) for one in study.tried}
+    return {(one.point.density, *one.point.offsets.values()) for one in study.look().tried}
 
 
 def test_study_best_is_the_smallest_feasible_trial():
     study = make_study()
     run(study, Listed((500, 0.9), (100, 0.79), (300, 0.81), (400, 0.95), (1, 0.0)), 5)
     assert best(study) == (300, 0.81)
-    assert [one.score.size_bytes for one in study.feasible(0.8)] == [300, 400, 500]
+    assert [one.score.size_bytes for one in study.look().feasible(0.8)] == [300, 400, 500]
     assert best(study, 0.92) == (400, 0.95)
 
 
 def test_study_without_a_feasible_trial_has_no_best():
     study = make_study()
-    assert study.best(0.8) is None
+    assert study.look().best(0.8) is None
     run(study, Listed((500, 0.7), (100, 0.79999)), 2)
-    assert study.done == 2
-    assert study.best(0.8) is None
+    assert study.look().done == 2
+    assert study.look().best(0.8) is None
 
 
 def test_study_of_equal_sizes_takes_the_more_accurate():
@@ -139,7 +139,7 @@ def test_study_of_equal_sizes_takes_the_more_accurate():
 def test_study_floor_is_met_to_the_last_bit_and_no_further(accuracy, feasible):
     study = make_study(0.8088)
     run(study, Listed((100, accuracy)), 1)
-    assert (study.best(0.8088) is not None) == feasible
+    assert (study.look().best(0.8088) is not None) == feasible
     (trial,) = trials()
     assert (trial.constraints["accuracy_floor"] <= 0) == feasible
 
@@ -148,7 +148,7 @@ def test_study_trial_that_stopped_early_is_never_feasible():
     study = make_study()
     run(study, Listed((500, 0.9), score(100, 0.95, 1, stopped="why", checks={0.0: 0.2}), (400, 0.85)), 3)
     assert best(study) == (400, 0.85)
-    assert study.done == 3
+    assert study.look().done == 3
     assert [trial.constraints["accuracy_floor"] <= 0 for trial in trials()] == [True, False, True]
     assert study._study.best_trial.value == 400
 
@@ -157,11 +157,11 @@ def test_study_trial_that_stopped_early_is_never_feasible():
 def test_study_sampler_finds_smaller_networks_than_the_path_and_heeds_the_floor(sampler, count):
     study = make_study()
     run(study, cheap, count, sampled(study, sampler, begin=STARTS))
-    on_path = [one.score for one in study.tried if not any(one.point.offsets.values())]
+    on_path = [one.score for one in study.look().tried if not any(one.point.offsets.values())]
     assert len(on_path) == len(STARTS)
     least = min(found.size_bytes for found in on_path if found.meets(0.8))
-    assert study.best(0.8).score.size_bytes < least
-    near = [one for one in study.tried[len(STARTS) :] if abs(one.score.accuracy - 0.8) < 0.1]
+    assert study.look().best(0.8).score.size_bytes < least
+    near = [one for one in study.look().tried[len(STARTS) :] if abs(one.score.accuracy - 0.8) < 0.1]
     assert len(near) > (count - len(STARTS)) / 2
 
 
@@ -169,7 +169,7 @@ def test_study_sampler_finds_smaller_networks_than_the_path_and_heeds_the_floor(
 def test_study_points_lie_within_the_space_and_differ(sampler):
     study, calls = make_study(), Listed(*[(100, 0.9)] * 8)
     run(study, calls, 8, sampled(study, sampler))
-    for one, sparsity in zip(study.tried, calls.asked, strict=True):
+    for one, sparsity in zip(study.look().tried, calls.asked, strict=True):
         assert 0.01 <= one.point.density <= 0.6
         assert all(abs(value) <= REACH for value in one.point.offsets.values())
         assert sparsity == study.space.at(one.point)
@@ -186,7 +186,7 @@ def test_study_proposals_are_told_what_was_tried_and_what_is_spent():
 
     study = make_study()
     run(study, Listed((500, 0.9), (400, 0.9)), 2, propose)
-    assert [one.point for one in study.tried] == wanted
+    assert [one.point for one in study.look().tried] == wanted
     assert told == [([], 0, 0.0), ([500], 1, 0.5)]
 
 
@@ -194,10 +194,10 @@ def test_study_several_floors_share_trials_and_are_looked_for_in_turn():
     study = make_study(0.7, 0.86, 0.8)
     assert study.floors == (0.86, 0.8, 0.7)
     run(study, cheap, 21, sampled(study, "gp", begin=STARTS))
-    sizes = [study.best(floor).score.size_bytes for floor in study.floors]
+    sizes = [study.look().best(floor).score.size_bytes for floor in study.floors]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
-    late = study.tried[len(STARTS) :]
+    late = study.look().tried[len(STARTS) :]
     near = [min(study.floors, key=lambda floor: abs(one.score.accuracy - floor)) for one in late]
     assert all(near.count(floor) > 1 for floor in study.floors)
 
@@ -214,16 +214,16 @@ def test_ask_knows_of_trials_that_run_elsewhere(sampler):
     run(study, Listed(*[(500, 0.9)] * 6), 6)
     running = []
     for seed in range(16):
-        running.append(ask(SAMPLERS[sampler](seed), study.space, 0.8, 0.0, study.tried, running))
+        running.append(ask(SAMPLERS[sampler](seed), study.space, 0.8, 0.0, study.look().tried, running))
     assert len({tuple(parameters(point).values()) for point in running}) == 16
 
 
 def test_ask_that_is_given_a_known_point_again_takes_another():
     study = make_study()
     run(study, Listed((500, 0.9)), 1)
-    first, again = (ask(SAMPLERS["random"](0), study.space, 0.8, 0.0, study.tried, []) for _ in range(2))
+    first, again = (ask(SAMPLERS["random"](0), study.space, 0.8, 0.0, study.look().tried, []) for _ in range(2))
     assert first == again
-    other = ask(SAMPLERS["random"](0), study.space, 0.8, 0.0, study.tried, [first])
+    other = ask(SAMPLERS["random"](0), study.space, 0.8, 0.0, study.look().tried, [first])
     assert other.offsets != first.offsets
     assert other.density == first.density
 
@@ -262,7 +262,7 @@ def test_study_point_that_another_worker_is_at_is_proposed_anew():
         other.suggest_float(name, d.low, d.high, log=d.log)
     proposed = iter([same, Point(density=0.1, offsets=ZERO)])  # the first as if the other had not been seen yet
     run(study, Listed((400, 0.9)), 2, lambda *_: next(proposed))
-    assert [one.point.density for one in study.tried] == [0.1]
+    assert [one.point.density for one in study.look().tried] == [0.1]
     assert [trial.state for trial in trials()] == [TrialState.RUNNING, TrialState.FAIL, TrialState.COMPLETE]
 
 
@@ -270,12 +270,12 @@ def test_study_gone_on_with_keeps_its_trials_its_path_and_the_total_budget():
     first = make_study()
     run(first, Listed((500, 0.9), (400, 0.9), (450, 0.9)), 3)
     second, calls = make_study(), Listed(*[(600, 0.9)] * 9)
-    assert second.done == 3
+    assert second.look().done == 3
     assert second.path == PATH
     assert best(second) == (400, 0.9)
     run(second, calls, 5)
     assert len(calls.asked) == 2
-    assert second.done == 5
+    assert second.look().done == 5
     assert [trial.number for trial in trials()] == [0, 1, 2, 3, 4]
     run(second, calls, 5)
     run(make_study(), calls, 4)
@@ -285,7 +285,7 @@ def test_study_gone_on_with_keeps_its_trials_its_path_and_the_total_budget():
 def test_study_scores_come_back_whole():
     kept = score(500, 0.9, 7, checks={0.0: 0.5, 0.25: 0.75}, stopped="", overruled="it was a control", epochs=0.25)
     run(make_study(), Listed(kept), 1)
-    assert make_study().tried[0].score == kept
+    assert make_study().look().tried[0].score == kept
 
 
 def test_study_gone_on_with_does_not_repeat_its_proposals():
@@ -315,8 +315,8 @@ def test_study_same_seed_proposes_the_same_and_other_seed_another():
 def test_study_of_another_name_is_another_study():
     run(make_study(), Listed((500, 0.9)), 1)
     other = make_study(name="other", constants={"floor": 0.1})
-    assert other.done == 0
-    assert other.best(0.1) is None
+    assert other.look().done == 0
+    assert other.look().best(0.1) is None
 
 
 @pytest.mark.parametrize("changed", [{"epochs": 2}, {"digest": "xyz"}, {"floor": 0.81}])
@@ -325,7 +325,7 @@ def test_study_gone_on_with_other_constants_is_refused_by_name(changed):
     ((name, value),) = changed.items()
     with pytest.raises(InputError, match=rf"{name}={CONSTANTS[name]}, not {value}.*study_name"):
         make_study(constants={**CONSTANTS, **changed})
-    assert make_study().done == 1
+    assert make_study().look().done == 1
 
 
 @pytest.mark.parametrize("constants", [{**CONSTANTS, "new": 1}, {"floor": 0.8, "epochs": 1}], ids=["added", "dropped"])
@@ -353,7 +353,7 @@ def test_study_trial_without_a_score_is_failed_and_never_best(error):
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert TrialState.RUNNING not in states
     assert best(study) == (400, 0.9)
-    assert study.done == states.count(TrialState.COMPLETE)
+    assert study.look().done == states.count(TrialState.COMPLETE)
 
 
 def test_study_interrupted_while_a_result_is_told_has_it():
@@ -370,7 +370,7 @@ def test_study_interrupted_while_a_result_is_told_has_it():
 def test_study_point_that_diverged_is_not_proposed_again():
     study, calls = make_study(), Listed(DivergedError("loss is nan"), DivergedError("loss is nan"), (500, 0.9))
     run(study, calls, 1, proposer(study))
-    assert study.done == 1
+    assert study.look().done == 1
     assert len({tuple(sparsity.values()) for sparsity in calls.asked}) == 3
 
 
@@ -414,8 +414,8 @@ def test_study_other_errors_are_not_hidden():
 def test_study_on_trial_is_told_the_results_so_far():
     told = []
 
-    def note(done, one):
-        told.append((done, one.size_bytes))
+    def note(seen, one):
+        told.append((seen.done, one.size_bytes))
 
     run(make_study(), Listed((500, 0.9), (400, 0.7)), 2, on_trial=note)
     run(make_study(), Listed((300, 0.9)), 3, on_trial=note)
@@ -425,7 +425,7 @@ def test_study_on_trial_is_told_the_results_so_far():
 def test_study_timeout_starts_no_new_trial_and_finishes_the_running_one():
     calls = []
 
-    def slow(number, _, record):
+    def slow(number, _, record, _seen):
         calls.append(number)
         time.sleep(0.3)
         record(score(100, 0.9))
@@ -434,16 +434,16 @@ def test_study_timeout_starts_no_new_trial_and_finishes_the_running_one():
     study = make_study()
     run(study, slow, 50, timeout=0.2)
     assert calls == [0]
-    assert study.done == 1
+    assert study.look().done == 1
 
 
 def test_study_budget_in_epochs_is_never_passed_and_counts_what_stopped_trials_took():
     outcomes = [score(100, 0.9, epochs=2.0), score(90, 0.5, epochs=0.5, stopped="why"), score(80, 0.9, epochs=2.0)]
     study = make_study()
     run(study, Listed(*outcomes), 50, epochs=4.6, epochs_a_trial=2.0)
-    assert [one.score.epochs for one in study.tried] == [2.0, 0.5, 2.0]
+    assert [one.score.epochs for one in study.look().tried] == [2.0, 0.5, 2.0]
     run(make_study(), Listed(score(70, 0.9, epochs=2.0)), 50, epochs=6.5, epochs_a_trial=2.0)
-    assert study.done == 4
+    assert study.look().done == 4
 
 
 def test_study_run_id_is_kept():
@@ -552,20 +552,20 @@ def test_limits_spent_is_of_the_tightest():
 def test_proposer_takes_the_floors_one_after_the_other_the_strictest_first():
     study = make_study(0.86, 0.7)
     run(study, cheap, 16, proposer(study))
-    first, second = study.tried[:8], study.tried[8:]
+    first, second = study.look().tried[:8], study.look().tried[8:]
     assert min(abs(one.score.accuracy - 0.86) for one in first) < 0.01
     assert all(one.score.accuracy > 0.75 for one in first[2:])
     assert min(abs(one.score.accuracy - 0.7) for one in second) < 0.02
-    assert study.best(0.7).score.size_bytes < study.best(0.86).score.size_bytes
+    assert study.look().best(0.7).score.size_bytes < study.look().best(0.86).score.size_bytes
 
 
 def test_proposer_finds_the_floor_on_the_path_and_leaves_it_then_to_the_sampler():
     study = make_study()
     run(study, cheap, 12, proposer(study))
-    on_path = [not any(one.point.offsets.values()) for one in study.tried]
+    on_path = [not any(one.point.offsets.values()) for one in study.look().tried]
     assert on_path[0]
     assert 2 <= sum(on_path) <= 6
-    assert min(one.score.accuracy for one in study.tried) > 0.6
+    assert min(one.score.accuracy for one in study.look().tried) > 0.6
 
 
 def test_aims_are_above_the_floor_by_what_confirmations_do_not_bring():

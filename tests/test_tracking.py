@@ -6,6 +6,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 
 import mlflow
 import pytest
@@ -130,12 +131,18 @@ def test_find_runs_gives_newest_first_and_only_the_statuses_asked_for(store):
     assert [run.name for run in tracking.find_runs({tracking.STAGE: "train"}, statuses=("FAILED",))] == ["three"]
 
 
-def test_log_curves_keeps_every_point(store):
+def test_log_keeps_every_metric_curve_and_tag(store):
     curve = {step: step / 7 for step in range(1500)}
     with tracking.tracked_run("scan", "scan", {}) as run_id:
-        tracking.log_curves({"accuracy/conv1": curve})
+        tracking.log({"points": 3.0}, curves={"accuracy/conv1": curve}, tags={"seen": "all"}, step=7)
+        tracking.log({}, tags={"late": "yes"})
     history = mlflow.MlflowClient().get_metric_history(run_id, "accuracy/conv1")
     assert {point.step: point.value for point in history} == curve
+    (point,) = mlflow.MlflowClient().get_metric_history(run_id, "points")
+    assert (point.value, point.step) == (3.0, 7)
+    assert abs(point.timestamp / 1000 - time.time()) < 60
+    tags = tracking.find_run(run_id).tags
+    assert (tags["seen"], tags["late"]) == ("all", "yes")
 
 
 def test_json_artifact_comes_back(store):

@@ -57,11 +57,11 @@ def run_analysis(source: Source, allocation: str) -> Analysis:
         if sparsity is not None:
             apply_masks(source.model, make_masks(source.model, sparsity))
             after = measure_size(source.model)
-            tracking.log_metrics({"pruned_packed_bytes": len(pack(source.model, source.header))})
+            tracking.log({"pruned_packed_bytes": len(pack(source.model, source.header))})
             plots |= histograms(source.model, "after")
         plots["parameters_per_layer"] = figures.parameters_per_layer(before, after)
         artifacts.log_figures(plots, run_id)
-        tracking.log_metrics(_metrics(before, "") | (_metrics(after, "pruned_") if after else {}))
+        tracking.log(_metrics(before, "") | (_metrics(after, "pruned_") if after else {}))
         artifacts.log_bytes(size_table(after or before).encode(), "size.txt")
     return Analysis(run_id, before, after)
 

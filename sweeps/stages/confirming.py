@@ -19,7 +19,7 @@ from sweeps.proposing import expected
 from sweeps.stages.request import as_percent
 from sweeps.stages.source import Source
 from sweeps.stages.starting import fetch_network
-from sweeps.stages.trials import log_result, log_seconds, trial_name
+from sweeps.stages.trials import keep_result, result_metrics, seconds, trial_name
 from sweeps.study import SparsityStudy
 from sweeps.table import count, percent, short
 
@@ -99,9 +99,10 @@ class Contest:
     @classmethod
     def of(cls, study: SparsityStudy, objective: str, source: Source, config: PruneConfig) -> Contest:
         """A study's trials that ran to their end."""
-        tried = [one for one in study.tried if not one.score.stopped]
+        seen = study.look()
+        tried = [one for one in seen.tried if not one.score.stopped]
         epochs = config.finetune.epochs * config.share if config.finetune else 0.0
-        comes_to = expected(study.tried, epochs)
+        comes_to = expected(seen.tried, epochs)
         run_ids = {one.number: one.score.run_id for one in tried}
         return cls(
             name=study.name,
@@ -185,9 +186,8 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
                 start=contest.network(number),
                 callbacks=Callbacks(on_step=progress),
             )
-        log_result(result, data)
-        log_seconds(result.seconds)
-        tracking.log_metrics({"finetune_epochs": epochs})
+        keep_result(result, data)
+        tracking.log({**result_metrics(result), **seconds(result.seconds), "finetune_epochs": epochs})
         tracking.rename(f"{short(getattr(result, contest.objective), result.val.accuracy)} · {name}")
     return tracking.find_run(run_id)
 

@@ -151,7 +151,7 @@ class _Desk:
         tags = {tracking.STUDY: self.study.name}
         with tracking.tracked_run("register", f"register {self.name}", config, tags=tags) as run_id:
             log_data(self.dataset, data.data_dir, ("val", "test"))
-            tracking.log_metrics(metrics)
+            tracking.log(metrics)
             file = artifacts.read_artifact(won.run.run_id, PACKED_FILE)
             own = self.study.model if self.study.own else ""
             uri = registry.log_model(file, pruned.header, own=own, metadata={"study": self.study.name})

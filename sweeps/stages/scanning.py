@@ -176,16 +176,16 @@ def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
         steps = [round(10_000 * s) for s in curve.sparsities]  # a metric's step is whole: hundredths of a percent
         curves[f"val_accuracy/{curve.layer}"] = dict(zip(steps, curve.accuracy.tolist(), strict=True))
         curves[f"damage/{curve.layer}"] = dict(zip(steps, curve.damage.tolist(), strict=True))
-    tracking.log_curves(curves)
-    tracking.log_metrics(
+    tracking.log(
         {
             "dense_val_accuracy": sensitivity.baseline.accuracy,
             "dense_val_loss": sensitivity.baseline.loss,
             "points": sum(len(curve.count) for curve in sensitivity.curves),
             "images": sensitivity.baseline.count,
-        }
+        },
+        curves=curves,
+        tags={"netprune.compute": sensitivity.compute},
     )
-    tracking.set_tags({"netprune.compute": sensitivity.compute})
     artifacts.log_bytes(sensitivity.to_json().encode(), SENSITIVITY)
     drawn = {"sensitivity": figures.sensitivity_curves(sensitivity)}
     basis = Basis(model=source.model, sensitivity=sensitivity, bounds=source.bounds)

@@ -127,14 +127,16 @@ def _at_work(
         if known is None or (study.crew.leads and "accuracy_floor" not in tracking.find_run(run_id).metrics):
             _log_dense(source, dense, study.floors)
         tracking.close_dead(study.name, study.crew.dead)
-        if study.done < request.trials or study.has_abandoned:
+        before = study.look()
+        if before.done < request.trials or before.abandoned:
             _try(source, study, request, until)
         winners = _confirm(source, study, request) if _is_to_confirm(study, request) else {}
+        seen = study.look()
         outcome = SearchOutcome(
             study.name,
             run_id,
-            study.done,
-            tuple(FloorOutcome(floor, study.best(floor), winners.get(floor)) for floor in study.floors),
+            seen.done,
+            tuple(FloorOutcome(floor, seen.best(floor), winners.get(floor)) for floor in study.floors),
             bool(winners),
             source.own,
         )
@@ -158,7 +160,7 @@ def _wait(until: Callable[[], bool]) -> None:
 
 def _is_to_confirm(study: SparsityStudy, request: SearchRequest) -> bool:
     """The leader confirms; the others' trials are over then."""
-    return bool(request.confirm_seeds and study.crew.leads and study.done)
+    return bool(request.confirm_seeds and study.crew.leads and study.look().done)
 
 
 def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: float | None) -> None:
@@ -192,9 +194,9 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
         )
         trials.resume()
         study.run(trials.evaluate, limits, proposer, trials.reporter(limits), trials.settle)
-        if not (study.crew.leads and study.running):
+        if not (study.crew.leads and study.look().running):
             return
-        _wait(lambda: not study.running)  # and then do what a worker may have left by dying
+        _wait(lambda: not study.look().running)  # and then do what a worker may have left by dying
 
 
 def _proposer(study: SparsityStudy, request: SearchRequest, basis: Basis, screen: Screen, trials: Trials) -> Proposer:
@@ -225,7 +227,7 @@ def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> di
     _tag_confirmations({won.run_id for won in winners.values() if won is not None})
     strictest = winners[study.floors[0]]
     if strictest is not None:
-        tracking.log_metrics(
+        tracking.log(
             {
                 f"confirmed_{request.objective}": strictest.size_bytes,
                 "confirmed_val_accuracy": strictest.bound.mean,
@@ -261,7 +263,7 @@ def _log_dense(source: Source, dense: Evaluation, floors: Sequence[float]) -> No
     log_data(source.dataset, source.data.data_dir, ("train", "val"))
     packed = pack(source.model, source.header)
     artifacts.log_bytes(packed, DENSE_FILE)  # the study stays complete when the user's own file is gone
-    tracking.log_metrics(
+    tracking.log(
         {
             "dense_val_accuracy": dense.accuracy,
             "dense_val_accuracy_se": dense.accuracy_se,

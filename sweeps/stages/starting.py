@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -41,12 +42,12 @@ class Starts:
     def __init__(self, source: Source, study: SparsityStudy, config: PruneConfig, screen: Screen) -> None:
         self.source, self.study, self.config, self.screen = source, study, config, screen
 
-    def find(self, sparsity: Sparsity) -> Start:
+    def find(self, sparsity: Sparsity, tried: Sequence[Tried]) -> Start:
         """The start from which least is left to recover, before any training: of the dense network and the nearest
         trials' networks. Without finetuning a trial's network is nothing but a part of the dense one."""
         if self.config.finetune is None:
             return DENSE
-        ended = {one.number: one for one in self.study.tried if not one.score.stopped}
+        ended = {one.number: one for one in tried if not one.score.stopped}
         at = {number: self.study.space.at(one.point) for number, one in ended.items()}
         starts = [DENSE, *(self.of(ended[number]) for number in nearest(self.study.layers, sparsity, at))]
         return starts[0] if len(starts) == 1 else min(starts, key=lambda start: self._left(start, sparsity))

@@ -104,7 +104,7 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
         model.load_state_dict(keeper.best_state())
         mirrored = evaluate(model, dataset.val, dataset, mirrored=True) if dataset.flip else None
         if mirrored is not None:
-            tracking.log_metrics({"mirrored_val_accuracy": mirrored.accuracy})
+            tracking.log({"mirrored_val_accuracy": mirrored.accuracy})
         model.cpu()
         header = header_for(model, dataset, ready.architecture)
         told_apart = {"weights_digest": header.dense_digest}
@@ -194,7 +194,7 @@ class _Keeper:
         if earlier:
             self.best, self.history = earlier.content["best"], earlier.content["history"]
             for metrics in self.history:
-                tracking.log_metrics(metrics, step=int(metrics["epoch"]))
+                tracking.log(metrics, step=int(metrics["epoch"]))
             artifacts.fetch_artifact(earlier.run_id, f"{CHECKPOINTS}/{BEST}", scratch)
             artifacts.log_file(scratch / BEST, CHECKPOINTS)
 
@@ -224,7 +224,7 @@ class _Keeper:
                 "history": self.history,
             }
             self._keep(content, LAST)
-            tracking.log_metrics(metrics, step=result.epoch)
+            tracking.log(metrics, step=result.epoch)
         left = result.seconds * (self.recipe.epochs - result.epoch)
         report(
             f"epoch {result.epoch}/{self.recipe.epochs}  train loss {result.train_loss:.4f}  "

@@ -19,6 +19,7 @@ from sweeps import artifacts, registry, tracking
 from sweeps.limits import Limits
 from sweeps.progress import Progress, duration, report
 from sweeps.scores import Score, lineage
+from sweeps.snapshot import Snapshot
 from sweeps.stages.starting import PACKED_FILE, Start, Starts, keep_network
 from sweeps.study import Record
 from sweeps.table import count, percent, short
@@ -51,10 +52,11 @@ class Trials:
         """Time counts from now on: what this process waited for others is no trial's."""
         self.begun, self.idle_since = time.monotonic(), time.perf_counter()
 
-    def curves(self, start: Start) -> list[LearningCurve]:
+    @staticmethod
+    def curves(start: Start, seen: Snapshot) -> list[LearningCurve]:
         """Of the study's trials that ran to their end, other workers' too: those that began as this one, at the dense
         network or in the middle. A network that has been finetuned before has another curve."""
-        ended = [tried.score for tried in self.study.tried if not tried.score.stopped]
+        ended = [tried.score for tried in seen.tried if not tried.score.stopped]
         alike = [score for score in ended if (score.start is None) == (start.number is None)]
         return [LearningCurve(checks=score.checks, final=score.accuracy) for score in alike]
 
@@ -63,9 +65,9 @@ class Trials:
         """Finetune epochs of a trial that runs to its end."""
         return self.config.finetune.epochs * self.config.share if self.config.finetune else 0.0
 
-    def evaluate(self, number: int, sparsity: Sparsity, record: Record) -> Score:
+    def evaluate(self, number: int, sparsity: Sparsity, record: Record, seen: Snapshot) -> Score:
         """Run one trial: see `study.Evaluate`."""
-        sampled = time.perf_counter() - self.idle_since
+        between = time.perf_counter() - self.idle_since
         config = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
         tags = {
             tracking.STUDY: self.study.name,
@@ -74,10 +76,9 @@ class Trials:
         }
         with tracking.tracked_run("trial", trial_name(number), config, tags=tags) as run_id:
             begun = time.perf_counter()
-            start = self.starts.find(sparsity)
-            had = 0.0 if start.number is None else lineage(self.study.tried)[start.number]
-            tracking.set_tags({START: "dense" if start.number is None else trial_name(start.number)})
-            looks, found = _Looks(self, number, start), time.perf_counter() - begun
+            start = self.starts.find(sparsity, seen.tried)
+            had = 0.0 if start.number is None else lineage(seen.tried)[start.number]
+            looks, found = _Looks(self, number, start, seen), time.perf_counter() - begun
             callbacks = Callbacks(
                 on_check=looks,
                 checks=CHECKS[1:],
@@ -99,13 +100,17 @@ class Trials:
                 raise
             except StoppedEarlyError as stop:
                 score = self._stopped(sparsity, looks, str(stop), run_id)
-                log_seconds({STOPPED: sampled + time.perf_counter() - begun})
+                metrics = {self.objective: float(score.size_bytes)}
+                metrics |= seconds({STOPPED: between + time.perf_counter() - begun})
             else:
-                score = self._finished(result, data, looks, run_id)
-                _log_stages({"start": found, **result.seconds}, sampled, time.perf_counter() - begun)
+                score = self._finished(result, looks, run_id)
+                keep_result(result, data)
+                metrics = result_metrics(result)
+                metrics |= _stages({"start": found, **result.seconds}, between, time.perf_counter() - begun)
+            self.idle_since = time.perf_counter()  # what is left is the next trial's `between`
+            self._log(score, metrics)
             tracking.rename(f"{summary(score, self.study.floors)} · {trial_name(number)}")
             record(score)
-        self.idle_since = time.perf_counter()
         return score
 
     def settle(self, number: int) -> bool:
@@ -114,8 +119,8 @@ class Trials:
         tracking.close_dead(self.study.name, self.study.crew.dead)
         return bool(tracking.find_runs(tags, limit=1))
 
-    def _finished(self, result: PruneResult, data: bytes, looks: _Looks, run_id: str) -> Score:
-        score = Score(
+    def _finished(self, result: PruneResult, looks: _Looks, run_id: str) -> Score:
+        return Score(
             size_bytes=getattr(result, self.objective),
             accuracy=result.val.accuracy,
             run_id=run_id,
@@ -124,9 +129,6 @@ class Trials:
             epochs=self.epochs_a_trial,
             start=looks.start.number,
         )
-        log_result(result, data)
-        self._log(score)
-        return score
 
     def _stopped(self, sparsity: Sparsity, looks: _Looks, reason: str, run_id: str) -> Score:
         """The size is that of the network before its finetuning: trained values take about as many bytes."""
@@ -136,7 +138,7 @@ class Trials:
         quantise(pruned, self.config.values, self.config.spared)
         packed = self.objective == "packed_bytes"
         size = len(pack(pruned, self.source.header)) if packed else measure_size(pruned).nonzero_bytes
-        score = Score(
+        return Score(
             size_bytes=size,
             accuracy=looks.bound,
             run_id=run_id,
@@ -145,64 +147,57 @@ class Trials:
             epochs=self.epochs_a_trial * max(looks.checks),
             start=looks.start.number,
         )
-        tracking.log_metrics({self.objective: size})
-        self._log(score)
-        return score
 
-    def _log(self, score: Score) -> None:
+    def _log(self, score: Score, metrics: Mapping[str, float]) -> None:
+        """All that a trial has to say in one message: the store is asked once for it, not a dozen times."""
         floors = self.study.floors
-        tracking.log_metrics(
-            {
-                "points_above_floor": 100 * (score.accuracy - floors[0]),
-                "feasible": float(score.meets(floors[0])),
-                "finetune_epochs": score.epochs,
-            }
-        )
-        tracking.log_curves({"check_accuracy": {round(100 * s): accuracy for s, accuracy in score.checks.items()}})
-        tags = {tracking.FEASIBLE: tracking.flag(score.meets(floors[0])), "stopped_early": score.stopped or "no"}
+        summed = {
+            "points_above_floor": 100 * (score.accuracy - floors[0]),
+            "feasible": float(score.meets(floors[0])),
+            "finetune_epochs": score.epochs,
+        }
+        checks = {"check_accuracy": {round(100 * s): accuracy for s, accuracy in score.checks.items()}}
+        tags = {
+            START: "dense" if score.start is None else trial_name(score.start),
+            tracking.FEASIBLE: tracking.flag(score.meets(floors[0])),
+            "stopped_early": score.stopped or "no",
+        }
         if len(floors) > 1:
             tags["floors_met"] = ",".join(f"{100 * floor:.2f}" for floor in floors if score.meets(floor)) or "none"
         if score.overruled:
             tags["control"] = score.overruled
-        tracking.set_tags(tags)
+        tracking.log({**metrics, **summed}, curves=checks, tags=tags)
 
-    def reporter(self, limits: Limits) -> Callable[[int, Score], None]:
+    def reporter(self, limits: Limits) -> Callable[[Snapshot, Score], None]:
         """What is told after each trial: see `SparsityStudy.run`."""
 
-        def told(done: int, score: Score) -> None:
+        def told(seen: Snapshot, score: Score) -> None:
             self.results += 1
-            best = [one.score if one else None for one in map(self.study.best, self.study.floors)]
+            best = [one.score if one else None for one in map(seen.best, self.study.floors)]
+            sizes = " · ".join(count(one.size_bytes) if one else "none yet" for one in best)
             if best[0] is not None:
-                size = {f"best_{self.objective}": best[0].size_bytes}
-                tracking.log_metrics({**size, "best_val_accuracy": best[0].accuracy}, step=done)
-            left = (time.monotonic() - self.begun) / self.results * self._trials_left(limits, done)
+                size = {f"best_{self.objective}": float(best[0].size_bytes)}
+                tracking.log({**size, "best_val_accuracy": best[0].accuracy}, step=seen.done)
+            left = (time.monotonic() - self.begun) / self.results * _trials_left(limits, seen)
             if limits.timeout is not None:
                 left = min(left, max(0.0, limits.timeout - (time.monotonic() - self.begun)))
             report(
-                f"trial {done}/{limits.trials}  {_outcome(score, self.study.floors)}  {count(score.size_bytes)} bytes  "
-                f"best {' · '.join(count(one.size_bytes) if one else 'none yet' for one in best)}  "
+                f"trial {seen.done}/{limits.trials}  {_outcome(score, self.study.floors)}  "
+                f"{count(score.size_bytes)} bytes  best {sizes}  "
                 f"about {duration(left)} left"
             )
 
         return told
 
-    def _trials_left(self, limits: Limits, done: int) -> float:
-        """As the number of trials and the epochs of the trials so far let one expect."""
-        by_number = float(limits.trials - done)
-        spent = sum(tried.score.epochs for tried in self.study.tried)
-        if limits.epochs is None or not spent:
-            return by_number
-        return min(by_number, max(0.0, limits.epochs - spent) / (spent / done))
-
 
 class _Looks:
     """What a trial shows on the way, and the verdict on it."""
 
-    def __init__(self, trials: Trials, number: int, start: Start) -> None:
+    def __init__(self, trials: Trials, number: int, start: Start, seen: Snapshot) -> None:
         self.trials, self.number, self.start = trials, number, start
         self.checks: dict[float, float] = {}
         self.verdict, self.bound = "", 0.0
-        self.curves = trials.curves(start)  # as they are when the trial begins: a look must not wait for the storage
+        self.curves = trials.curves(start, seen)  # as they are when the trial begins: a look must not wait
 
     def __call__(self, share: float, evaluation: Evaluation) -> None:
         self.checks[share] = evaluation.accuracy
@@ -219,35 +214,44 @@ def trial_name(number: int) -> str:
     return f"trial {number:03d}"
 
 
-def log_result(result: PruneResult, data: bytes) -> None:
-    """Keep what a candidate came to in the active run: the file, the result, its metrics."""
+def keep_result(result: PruneResult, data: bytes) -> None:
+    """Keep a candidate's file and result in the active run."""
     artifacts.log_bytes(data, PACKED_FILE)
     artifacts.log_json(asdict(result), "result.json")
-    tracking.log_metrics(
-        {
-            "val_accuracy": result.val.accuracy,
-            "val_accuracy_se": result.val.accuracy_se,
-            "val_loss": result.val.loss,
-            "one_shot_val_accuracy": result.one_shot.accuracy,
-            "packed_bytes": result.packed_bytes,
-            "nonzero_bytes": result.nonzero_bytes,
-            "dense_bytes": result.dense_bytes,
-            "sparsity": result.sparsity,
-        }
-    )
 
 
-def log_seconds(seconds: Mapping[str, float]) -> None:
-    """Log what stages took, stage → seconds, to the active run."""
-    tracking.log_metrics({f"{SECONDS}{stage}": value for stage, value in seconds.items()})
+def result_metrics(result: PruneResult) -> dict[str, float]:
+    """What a candidate came to, as MLflow's metrics."""
+    return {
+        "val_accuracy": result.val.accuracy,
+        "val_accuracy_se": result.val.accuracy_se,
+        "val_loss": result.val.loss,
+        "one_shot_val_accuracy": result.one_shot.accuracy,
+        "packed_bytes": float(result.packed_bytes),
+        "nonzero_bytes": float(result.nonzero_bytes),
+        "dense_bytes": float(result.dense_bytes),
+        "sparsity": result.sparsity,
+    }
 
 
-def _log_stages(seconds: Mapping[str, float], sampled: float, whole: float) -> None:
-    """By stage, and the share of passes: `sample` is the time since the last trial, `track` what is left of this
-    one."""
-    log_seconds({**seconds, "sample": sampled, "track": whole - sum(seconds.values())})
-    passes = sum(seconds.get(stage, 0.0) for stage in PASSES) / (whole + sampled)
-    tracking.log_metrics({"passes_share": passes})
+def seconds(stages: Mapping[str, float]) -> dict[str, float]:
+    """What stages took, stage → seconds, as MLflow's metrics."""
+    return {f"{SECONDS}{stage}": value for stage, value in stages.items()}
+
+
+def _stages(stages: Mapping[str, float], between: float, whole: float) -> dict[str, float]:
+    """By stage, and the share of passes: `between` is the time since the last trial had its result, `track` what is
+    left of this one."""
+    passes = sum(stages.get(stage, 0.0) for stage in PASSES) / (whole + between)
+    return seconds({**stages, "between": between, "track": whole - sum(stages.values())}) | {"passes_share": passes}
+
+
+def _trials_left(limits: Limits, seen: Snapshot) -> float:
+    """As the number of trials and the epochs of the trials so far let one expect."""
+    by_number = float(limits.trials - seen.done)
+    if limits.epochs is None or not seen.epochs:
+        return by_number
+    return min(by_number, max(0.0, limits.epochs - seen.epochs) / (seen.epochs / seen.done))
 
 
 def _outcome(score: Score, floors: Sequence[float]) -> str:
