@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from netprune.confirmation import aim
 from netprune.masks import Sparsity
@@ -33,6 +33,21 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
 """Optuna's, and the control."""
 UNTRAINED = 0.05
 """Finetune epochs that a network counts as having had that has had none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What is known when a trial begins that has no point yet."""
+
+    number: int
+    """Of the trial, which no other has."""
+    tried: Sequence[Tried]
+    running: Sequence[Point]
+    """What workers are trying now, and what has diverged."""
+    pending: int
+    """Trials that began before this one and have no point yet either."""
+    spent: float
+    """The share of the budget that is gone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,16 +97,28 @@ class Proposer:
         self.space, self.floors, self.aims, self.others = space, floors, aims, others
         self.sampler, self.seed = SAMPLERS[sampler], seed
 
-    def __call__(self, tried: Sequence[Tried], running: Sequence[Point], number: int, spent: float) -> Point:
-        """See `study.Propose`; `running` has points that have diverged too."""
-        floor = self.floors[min(len(self.floors) - 1, int(spent * len(self.floors)))]
+    def __call__(self, turn: Turn) -> Point:
+        """The point to try next."""
+        tried, running = turn.tried, list(turn.running)
+        floor = self.floors[min(len(self.floors) - 1, int(turn.spent * len(self.floors)))]
         goal = self.aims.of(floor, tried)
         where = boundary(self._seen(tried), goal, more=self.aims.epochs, least=self.space.least, most=self.space.most)
         known = [*(one.point for one in tried), *running]
-        point = propose(where, self.space, running, known, self.others)
+
+        def first() -> Point | None:
+            return propose(where, self.space, running, known, self.others)
+
+        for _ in range(turn.pending):  # what those will try: they know no more than this one
+            theirs = first()
+            if theirs is None:
+                break
+            running.append(theirs)
+            known.append(theirs)
+        point = first()
         if point is None and all(one.score.stopped for one in tried):  # more workers than steps down the path
-            return self._near(where.wanted or self.space.most, number)
-        return point or ask(self.sampler(self.seed + number), self.space, goal, self.aims.epochs, tried, running)
+            return self._near(where.wanted or self.space.most, turn.number)
+        sampler = self.sampler(self.seed + turn.number)
+        return point or ask(sampler, self.space, goal, self.aims.epochs, tried, running)
 
     def _near(self, density: float, number: int) -> Point:
         """A point beside the path, by chance."""
@@ -200,6 +227,25 @@ class _Outlook:
     def accuracy(self, one: Tried) -> float:
         """What a trial would have come to, had its network had as many; of one that stopped, at most."""
         return one.score.accuracy + max(0.0, self.plane.more(self.had[one.number], self.epochs))
+
+
+class Given(RandomSampler):
+    """Optuna's side of it: a trial's parameters are not drawn, they are those of the point that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.params: dict[str, float] = {}
+        """Parameter → value, of the trial that is about to be asked for them."""
+
+    def sample_independent(
+        self,
+        study: optuna.Study,  # noqa: ARG002 - Optuna's signature
+        trial: FrozenTrial,  # noqa: ARG002
+        param_name: str,
+        param_distribution: BaseDistribution,  # noqa: ARG002
+    ) -> float:
+        """The point's."""
+        return self.params[param_name]
 
 
 def whole(space: Space) -> dict[str, FloatDistribution]:

@@ -17,8 +17,8 @@ from netprune.masks import Sparsity
 from netprune.search_space import Point, Space
 from sweeps.limits import Limits
 from sweeps.progress import report
-from sweeps.proposing import FLOOR, parameters, point_of, whole
-from sweeps.scores import Score, Tried
+from sweeps.proposing import FLOOR, Given, Turn, parameters, point_of, whole
+from sweeps.scores import Score
 from sweeps.sessions import Crew
 from sweeps.snapshot import SCORE, SESSION, Snapshot
 from sweeps.storage import JOURNAL, open_storage
@@ -32,13 +32,14 @@ Record = Callable[[Score], None]
 Evaluate = Callable[[int, Sparsity, Record, Snapshot], Score]
 """Trial number, sparsity, `Record` and the study as it is when the trial begins → score; raises DivergedError for a
 trial that has none."""
-Propose = Callable[[Sequence[Tried], Sequence[Point], int, float], Point]
-"""What has been tried, what is running or has diverged, the number of trials so far (failed ones too), and the share of
-the budget that is gone → the point to try next."""
+Propose = Callable[[Turn], Point]
+"""What is known when a trial begins → the point that it tries."""
 Settle = Callable[[int], bool]
 """Closes what a dead worker's trial left open in MLflow, and says whether its run had finished."""
 
 
+QUEUED = "fixed_params"
+"""Of a trial in the study: where Optuna keeps the point of one that was queued, to be tried again."""
 DIVERGED = "diverged"
 """Of a trial in the study: nobody needs to try its point again."""
 
@@ -84,7 +85,10 @@ class SparsityStudy:
         self.name, self.layers, self.floors = name, dict(layers), tuple(sorted(floors, reverse=True))
         self.limits = dict(limits or {})
         try:
-            self._study = optuna.create_study(study_name=name, storage=open_storage(storage), load_if_exists=True)
+            self._given = Given()
+            self._study = optuna.create_study(
+                study_name=name, storage=open_storage(storage), sampler=self._given, load_if_exists=True
+            )
             self.crew = Crew(lambda: self._study.user_attrs, self._study.set_user_attr)
             self._check(constants)
         except OSError as error:
@@ -151,17 +155,15 @@ class SparsityStudy:
         start, failures = time.monotonic(), 0
         seen = self.recover(settle)
         while failures < FAILURES and self._may_start(seen, limits, time.monotonic() - start):
-            if not seen.of(TrialState.WAITING):
-                self._study.enqueue_trial(parameters(self._next(seen, propose, limits, time.monotonic() - start)))
             trial, score = self._study.ask(), None
             try:
                 trial.set_user_attr(SESSION, self.crew.key)
                 seen = self.look()
-                if _is_taken(seen, trial.number) or _is_surplus(seen, trial.number, limits):
-                    # another worker took what was queued, is at the same point, or began the last trial that was due
+                point = self._point(trial, seen, propose, limits, time.monotonic() - start)
+                if point is None:
                     self._study.tell(trial, state=TrialState.FAIL)
                 else:
-                    score = self._evaluate(trial, evaluate, seen)
+                    score = evaluate(trial.number, self.space.at(point), functools.partial(self._record, trial), seen)
                     self._study.tell(trial, score.size_bytes)
                     failures = 0
             except (DivergedError, LostTrialError) as error:
@@ -203,19 +205,41 @@ class SparsityStudy:
                 trial.set_user_attr(DIVERGED, True)
             self._study.tell(trial, state=TrialState.FAIL)
 
-    def _evaluate(self, trial: optuna.Trial, evaluate: Evaluate, seen: Snapshot) -> Score:
-        params = {n: trial.suggest_float(n, d.low, d.high, log=d.log) for n, d in whole(self.space).items()}
+    def _point(
+        self, trial: optuna.Trial, seen: Snapshot, propose: Propose, limits: Limits, seconds: float
+    ) -> Point | None:
+        """What a trial tries, put down in the study; None if others began the last trials that were due, or are at the
+        same point."""
+        if _is_surplus(seen, trial.number, limits):
+            return None
+        wanted, pending = whole(self.space), 0
+        if seen.trials[trial.number].system_attrs.get(QUEUED, {}).keys() != wanted.keys():
+            earlier = [one for one in seen.running if one.number < trial.number]
+            pending = sum(one.params.keys() < wanted.keys() for one in earlier)
+            turn = Turn(
+                number=trial.number,
+                tried=seen.tried,
+                running=[
+                    point_of(one.params)
+                    for one in seen.trials
+                    if one.params.keys() == wanted.keys()
+                    and (one.state == TrialState.RUNNING or one.user_attrs.get(DIVERGED, False))
+                ],
+                pending=pending,
+                spent=limits.spent(seen.done, seconds, seen.epochs),
+            )
+            self._given.params = parameters(propose(turn))
+        params = {name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in wanted.items()}
+        if pending and any(one.params == params for one in self.look().running if one.number < trial.number):
+            return None
+        return point_of(params)
 
-        def record(score: Score) -> None:
-            try:
-                trial.set_user_attr(SCORE, score.as_json())
-                trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
-            except UpdateFinishedTrialError:
-                raise LostTrialError(
-                    f"trial {trial.number} was given up: another worker took this one for dead"
-                ) from None
-
-        return evaluate(trial.number, self.space.at(point_of(params)), record, seen)
+    def _record(self, trial: optuna.Trial, score: Score) -> None:
+        try:
+            trial.set_user_attr(SCORE, score.as_json())
+            trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
+        except UpdateFinishedTrialError:
+            raise LostTrialError(f"trial {trial.number} was given up: another worker took this one for dead") from None
 
     @staticmethod
     def _may_start(seen: Snapshot, limits: Limits, seconds: float) -> bool:
@@ -225,26 +249,6 @@ class SparsityStudy:
         if limits.timeout is not None and seconds >= limits.timeout:
             return False
         return limits.afford(running + 1, seen.epochs)
-
-    def _next(self, seen: Snapshot, propose: Propose, limits: Limits, seconds: float) -> Point:
-        wanted = whole(self.space).keys()
-        running = [
-            point_of(trial.params)
-            for trial in seen.trials
-            if trial.params.keys() == wanted
-            and (trial.state == TrialState.RUNNING or trial.user_attrs.get(DIVERGED, False))
-        ]
-        return propose(seen.tried, running, len(seen.trials), limits.spent(seen.done, seconds, seen.epochs))
-
-
-def _is_taken(seen: Snapshot, number: int) -> bool:
-    """Whether the trial has no point of its own: none was left in the queue, or workers that looked at the same moment
-    have proposed the same, and an earlier one is at it."""
-    point = seen.trials[number].system_attrs.get("fixed_params")
-    return point is None or any(
-        trial.state == TrialState.RUNNING and trial.system_attrs.get("fixed_params") == point
-        for trial in seen.trials[:number]
-    )
 
 
 def _is_surplus(seen: Snapshot, number: int, limits: Limits) -> bool:

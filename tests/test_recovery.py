@@ -13,8 +13,9 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
-from test_study import Listed, another, make_study, run, score, trials
+from test_study import ZERO, Listed, make_study, run, score, trials
 
+from netprune.search_space import Point
 from sweeps import sessions, tracking
 from sweeps.limits import Limits
 from sweeps.processes import ProcessId, this_machine
@@ -42,7 +43,7 @@ def dead(**changes):
 
 def leave(study, session="gone", *, recorded=None):
     """What a worker leaves that is killed in the middle of a trial."""
-    study._study.enqueue_trial(parameters(study._next(study.look(), another, Limits(trials=9), 0.0)))
+    study._study.enqueue_trial(parameters(Point(density=0.5 * 0.97 ** len(study._study.trials), offsets=ZERO)))
     trial = study._study.ask()
     trial.set_user_attr("session", session)
     for name, d in whole(study.space).items():
@@ -227,7 +228,6 @@ def test_journal_with_a_torn_last_line_goes_on(torn):
 
 def test_trial_whose_worker_died_before_it_said_who_it_was_is_given_up_after_a_silence(monkeypatch):
     study = make_study()
-    study._study.enqueue_trial(parameters(study._next(study.look(), another, Limits(trials=9), 0.0)))
     study._study.ask()  # and the worker is gone
     assert (len(study.look().running), bool(study.look().abandoned)) == (1, False)
     monkeypatch.setattr("sweeps.snapshot.GRACE_SECONDS", -1.0)

@@ -12,7 +12,19 @@ from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
 from sweeps.limits import Limits
-from sweeps.proposing import DENSITY, OFFSET, REGION, SAMPLERS, Aims, Proposer, ask, expected, parameters, whole
+from sweeps.proposing import (
+    DENSITY,
+    OFFSET,
+    REGION,
+    SAMPLERS,
+    Aims,
+    Proposer,
+    Turn,
+    ask,
+    expected,
+    parameters,
+    whole,
+)
 from sweeps.scores import Score, Tried, lineage
 from sweeps.storage import JOURNAL
 from sweeps.study import FAILURES, SparsityStudy
@@ -40,19 +52,19 @@ def ignore(*_):
     pass
 
 
-def another(_tried, _running, number, _spent):
+def another(turn):
     """Some point, never the same twice."""
-    return Point(density=0.5 * 0.97**number, offsets=ZERO)
+    return Point(density=0.5 * 0.97**turn.number, offsets=ZERO)
 
 
 def sampled(study, sampler="tpe", seed=0, begin=STARTS[:1]):
     """Some points to begin with, and then the sampler, which looks for the study's floors in turn."""
 
-    def propose(tried, running, number, _spent):
-        if number < len(begin):
-            return begin[number]
-        floor = study.floors[number % len(study.floors)]
-        return ask(SAMPLERS[sampler](seed + number), study.space, floor, 0.0, tried, running)
+    def propose(turn):
+        if turn.number < len(begin):
+            return begin[turn.number]
+        floor = study.floors[turn.number % len(study.floors)]
+        return ask(SAMPLERS[sampler](seed + turn.number), study.space, floor, 0.0, turn.tried, turn.running)
 
     return propose
 
@@ -180,14 +192,14 @@ def test_study_proposals_are_told_what_was_tried_and_what_is_spent():
     wanted = [Point(density=0.1, offsets=ZERO), Point(density=0.05, offsets={"a": 0.5, "b": -0.1})]
     told = []
 
-    def propose(tried, _running, number, spent):
-        told.append(([one.score.size_bytes for one in tried], number, spent))
-        return wanted[len(tried)]
+    def propose(turn):
+        told.append(([one.score.size_bytes for one in turn.tried], turn.number, turn.spent, turn.pending))
+        return wanted[len(turn.tried)]
 
     study = make_study()
     run(study, Listed((500, 0.9), (400, 0.9)), 2, propose)
     assert [one.point for one in study.look().tried] == wanted
-    assert told == [([], 0, 0.0), ([500], 1, 0.5)]
+    assert told == [([], 0, 0.0, 0), ([500], 1, 0.5, 0)]
 
 
 def test_study_several_floors_share_trials_and_are_looked_for_in_turn():
@@ -246,8 +258,8 @@ def test_study_run_tells_of_trials_that_run_elsewhere():
     for name, d in whole(study.space).items():
         other.suggest_float(name, d.low, d.high, log=d.log)
 
-    def spy(_tried, running, *_):
-        told.append(list(running))
+    def spy(turn):
+        told.append(list(turn.running))
         return Point(density=0.1, offsets=ZERO)
 
     run(study, Listed((400, 0.9)), 3, spy)
@@ -257,11 +269,18 @@ def test_study_run_tells_of_trials_that_run_elsewhere():
 def test_study_point_that_another_worker_is_at_is_proposed_anew():
     same, study = Point(density=0.2, offsets=ZERO), make_study()
     study._study.enqueue_trial(parameters(same))
-    other = study._study.ask()
-    for name, d in whole(study.space).items():
-        other.suggest_float(name, d.low, d.high, log=d.log)
-    proposed = iter([same, Point(density=0.1, offsets=ZERO)])  # the first as if the other had not been seen yet
-    run(study, Listed((400, 0.9)), 2, lambda *_: next(proposed))
+    other, pending = study._study.ask(), []
+
+    def propose(turn):
+        pending.append(turn.pending)
+        if len(pending) > 1:
+            return Point(density=0.1, offsets=ZERO)
+        for name, d in whole(study.space).items():  # the other comes to its point in the meantime
+            other.suggest_float(name, d.low, d.high, log=d.log)
+        return same
+
+    run(study, Listed((400, 0.9)), 2, propose)
+    assert pending == [1, 0]
     assert [one.point.density for one in study.look().tried] == [0.1]
     assert [trial.state for trial in trials()] == [TrialState.RUNNING, TrialState.FAIL, TrialState.COMPLETE]
 
@@ -381,25 +400,28 @@ def test_study_worker_stops_after_trials_in_a_row_that_diverged_and_says_so(caps
     assert "10 trials in a row came to no result" in capsys.readouterr().err
 
 
-def test_study_epochs_are_not_exceeded_by_workers_that_look_at_the_same_moment():
+def test_study_epochs_are_not_exceeded_by_workers_that_look_at_the_same_moment(monkeypatch):
     study, other, calls = make_study(), make_study(), Listed()
+    begin = study._study.ask
 
-    def propose(*known):
-        other._study.enqueue_trial(parameters(Point(density=0.3, offsets=ZERO)))
+    def a_moment_later():
         other._study.ask().set_user_attr("session", other.crew.key)
-        return another(*known)
+        return begin()
 
+    monkeypatch.setattr(study._study, "ask", a_moment_later)
     with other.crew.at_work():
-        run(study, calls, 10, propose, epochs=1.0, epochs_a_trial=1.0)
+        run(study, calls, 10, epochs=1.0, epochs_a_trial=1.0)
     assert calls.asked == []
     assert [trial.state for trial in trials()] == [TrialState.RUNNING, TrialState.FAIL]
 
 
 @pytest.mark.parametrize("workers", [16, 40])
-def test_proposer_before_any_result_has_a_point_for_each_of_many_workers(workers):
+@pytest.mark.parametrize("at_one_moment", [False, True])
+def test_proposer_before_any_result_has_a_point_for_each_of_many_workers(workers, at_one_moment):
     study, running = make_study(), []
     for number in range(workers):
-        running.append(proposer(study)([], running, number, 0.0))
+        known = {"running": [], "pending": number} if at_one_moment else {"running": running, "pending": 0}
+        running.append(proposer(study)(Turn(number=number, tried=[], spent=0.0, **known)))
     assert len({(point.density, *point.offsets.values()) for point in running}) == workers
     assert all(study.space.least <= point.density <= study.space.most for point in running)
     assert all(abs(offset) <= REGION for point in running for offset in point.offsets.values())
