@@ -25,6 +25,8 @@ REGION = 0.2
 FAR = math.log(2.0)
 """How far a trial's logarithm of density may be from the next one's for a sampler to be told of it: accuracy over that
 is bent, and what it would come to at the aim would be a guess."""
+MOST = 128
+"""Trials that a sampler is told of, those at the nearest densities: telling it takes longer than a proposal."""
 SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
     "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=1),
     "tpe": lambda seed: TPESampler(seed=seed, n_startup_trials=1, constant_liar=True),
@@ -189,7 +191,10 @@ def ask(
     def value(one: Tried) -> float:
         return math.log(max(1, one.score.size_bytes)) + (goal - outlook.accuracy(one)) / outlook.plane.slope
 
-    close = [one for one in tried if abs(math.log(one.point.density / density)) <= FAR] or [outlook.near]
+    def distance(one: Tried) -> float:
+        return abs(math.log(one.point.density / density))
+
+    close = [one for one in sorted(tried, key=distance)[:MOST] if distance(one) <= FAR] or [outlook.near]
     centre = min(close, key=value).point
     region = {
         f"{OFFSET}{name}": FloatDistribution(max(-REACH, middle - REGION), min(REACH, middle + REGION))
