@@ -194,7 +194,8 @@ def ask(
     def distance(one: Tried) -> float:
         return abs(math.log(one.point.density / density))
 
-    close = [one for one in sorted(tried, key=distance)[:MOST] if distance(one) <= FAR] or [outlook.near]
+    nearest = sorted((one for one in tried if distance(one) <= FAR), key=distance)[:MOST]
+    close = sorted(nearest, key=lambda one: one.number) or [outlook.near]
     centre = min(close, key=value).point
     region = {
         f"{OFFSET}{name}": FloatDistribution(max(-REACH, middle - REGION), min(REACH, middle + REGION))

@@ -564,6 +564,14 @@ def test_ask_looks_around_the_best_trials_offsets_and_is_not_told_of_densities_f
     assert seen.keys() == {0.7}
 
 
+def test_ask_tells_of_the_nearest_trials_alone_once_there_are_many(monkeypatch):
+    study, seen = make_study(), told(monkeypatch)
+    monkeypatch.setattr("sweeps.proposing.MOST", 3)
+    path = [tried(i, d, 0.8 + 0.05 * math.log(d / 0.2), offset=0.01 * i) for i, d in enumerate((0.15, 0.2, 0.22, 0.3))]
+    ask(SAMPLERS["random"](0), study.space, 0.8, 0.0, path, [])
+    assert seen.keys() == {0.0, 0.01, 0.02}
+
+
 def test_limits_spent_is_of_the_tightest():
     assert Limits(trials=10).spent(4, 1e9, 1e9) == 0.4
     assert Limits(trials=10, timeout=100).spent(4, 70, 0) == 0.7
