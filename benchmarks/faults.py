@@ -37,7 +37,7 @@ from sweeps.storage import open_storage
 
 STUDY = "faults"
 SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
-LONGEST_LIFE = 3.0
+LONGEST_LIFE = 4.0
 """Seconds after which a worker is killed at the latest, if it is one to be killed."""
 
 
@@ -164,14 +164,14 @@ def _options() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--kills", type=int, help="workers to be killed (default 100, quick 10)")
     made.add_argument("--workers", type=int, default=3, help="at a time (default 3)")
-    made.add_argument("--trials", type=int, help="of the study (default 150, quick 25)")
+    made.add_argument("--trials", type=int, help="of the study (default 300, quick 25)")
     made.add_argument("--storage", default="", help="as the search has it (default: a journal)")
     made.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     made.add_argument("--json", help="file for the figures")
     made.add_argument("--quick", action="store_true", help="a smaller run")
     options = made.parse_args()
     options.kills = options.kills if options.kills is not None else (10 if options.quick else 100)
-    options.trials = options.trials if options.trials is not None else (25 if options.quick else 150)
+    options.trials = options.trials if options.trials is not None else (25 if options.quick else 300)
     options.device = "cpu"
     return options
 
