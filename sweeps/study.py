@@ -130,7 +130,7 @@ class SparsityStudy:
 
     def look(self) -> Snapshot:
         """The study as it is now."""
-        dead = self.crew.dead
+        dead = self.crew.dead  # before the trials: a worker that ends in between has told what it had
         return Snapshot(self._study.get_trials(deepcopy=False), dead)
 
     def run(
@@ -195,9 +195,10 @@ class SparsityStudy:
         return self.look() if seen.abandoned else seen
 
     def _again(self, trial: FrozenTrial) -> None:
-        times = trial.user_attrs.get("retries", 0)
-        if times < RETRIES and trial.params.keys() == whole(self.space).keys():
-            self._study.enqueue_trial(trial.params, user_attrs={"retries": times + 1, "retry_of": trial.number})
+        """Queue a trial's point, if it had one: of its own, or from the queue, which it may not have taken up yet."""
+        times, params = trial.user_attrs.get("retries", 0), trial.system_attrs.get(QUEUED, {}) | trial.params
+        if times < RETRIES and params.keys() == whole(self.space).keys():
+            self._study.enqueue_trial(params, user_attrs={"retries": times + 1, "retry_of": trial.number})
 
     def _give_up(self, trial: optuna.Trial, *, diverged: bool = False) -> None:
         with suppress(ValueError, UpdateFinishedTrialError):  # it may be told already

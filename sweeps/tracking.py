@@ -44,8 +44,6 @@ SESSION = "netprune.session"
 """Tag: which worker's session a run belongs to."""
 PROCESS = "netprune.process/"
 """Tag, with a key of its own: a process that has a run open; empty when it has closed it."""
-BATCH = 1000
-"""MLflow takes no more metrics at once."""
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -235,7 +233,7 @@ def log(
     tags: Mapping[str, str] | None = None,
     step: int = 0,
 ) -> None:
-    """Log to the active run, in one call for a thousand values.
+    """Log to the active run, in one message (MLflow makes several of more than a thousand values).
 
     Args:
         metrics: name → value, at `step`.
@@ -247,8 +245,7 @@ def log(
     points = [Metric(name, value, now, step) for name, value in metrics.items()]
     points += [Metric(name, value, now, at) for name, curve in (curves or {}).items() for at, value in curve.items()]
     wanted = [RunTag(name, value) for name, value in (tags or {}).items()]
-    for start in range(0, max(1, len(points)), BATCH):
-        mlflow.MlflowClient().log_batch(active_run_id(), metrics=points[start : start + BATCH], tags=wanted)
+    mlflow.MlflowClient().log_batch(active_run_id(), metrics=points, tags=wanted)
 
 
 def set_tags(tags: Mapping[str, str], run_id: str | None = None) -> None:

@@ -73,6 +73,16 @@ def test_trial_of_a_dead_worker_is_given_up_and_its_point_tried_again():
     assert study.look().done == 1
 
 
+def test_queued_point_whose_worker_died_before_it_took_it_up_is_tried_again():
+    study, point = make_study(), Point(density=0.3, offsets=ZERO)
+    introduce(study, dead())
+    study._study.enqueue_trial(parameters(point))
+    study._study.ask().set_user_attr("session", "gone")
+    run(study, Listed((500, 0.9)), 1)
+    assert [one.point for one in study.look().tried] == [point]
+    assert [trial.state for trial in trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
 def test_trial_whose_run_had_finished_is_kept_and_not_tried_again():
     study = make_study()
     introduce(study, dead())
