@@ -6,7 +6,7 @@ Budgets are densities, as `rules` has them; `budget.fit_bytes` turns a budget in
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -28,6 +28,7 @@ from netprune.rules import (
     uniform,
 )
 from netprune.sensitivity import Sensitivity
+from netprune.thresholds import SortedScores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,8 @@ class Basis:
     """Of `model`, as it is; needed by the rules that go by damage."""
     bounds: Bounds | None = None
     """Which layers may be pruned, and how far; None: all of them, altogether."""
+    memo: SortedScores = field(default_factory=dict, repr=False, compare=False)
+    """What the rules by weights have sorted, so that they sort once; `model` has to stay as it is."""
 
     @property
     def shapes(self) -> Shapes:
@@ -106,8 +109,8 @@ def _of_shapes(rule: Callable[[Shapes, float], Sparsity]) -> Allocator:
     return _bounded(lambda basis, density: rule(basis.shapes, density))
 
 
-def _of_model(rule: Callable[[nn.Module, float, Collection[str]], Sparsity]) -> Allocator:
-    return _bounded(lambda basis, density: rule(basis.model, density, basis.shapes))
+def _of_model(rule: Callable[[nn.Module, float, Collection[str], SortedScores], Sparsity]) -> Allocator:
+    return _bounded(lambda basis, density: rule(basis.model, density, basis.shapes, basis.memo))
 
 
 def _of_scan(rule: Callable[[Sensitivity, float], Sparsity]) -> Allocator:

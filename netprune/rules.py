@@ -14,11 +14,12 @@ from torch import nn
 from netprune.curves import fit_all
 from netprune.errors import InputError
 from netprune.knapsack import cheapest
-from netprune.masks import Sparsity, keep_mask
+from netprune.masks import Sparsity
 from netprune.models import prunable_weights
 from netprune.proportions import proportional
 from netprune.saliency import Gradients, Saliency, lamp, magnitude, norm_loss, score
 from netprune.sensitivity import Sensitivity
+from netprune.thresholds import SortedScores, global_threshold
 
 Shapes = Mapping[str, torch.Size]
 """Weight name → shape, in the model's order."""
@@ -70,13 +71,14 @@ def erk(shapes: Shapes, density: float) -> Sparsity:
     return proportional(_sizes(shapes), ratio, density)
 
 
-@torch.no_grad()
 def global_saliency(
     model: nn.Module,
     density: float,
     saliency: Saliency,
     gradients: Gradients | None = None,
     layers: Collection[str] | None = None,
+    *,
+    memo: SortedScores | None = None,
 ) -> Sparsity:
     """Prune the least salient weights of the whole network, whichever layer they are in.
 
@@ -88,33 +90,41 @@ def global_saliency(
         saliency: its scores are compared across layers.
         gradients: weight name → gradient of the loss, for a criterion that needs it.
         layers: names of the weights that may be pruned, which the density is then of; None for all.
+        memo: what earlier calls with the same weights and gradients left; it is filled further. Sorting is all of the
+            time (a minute for VGG16), so that other densities then cost nothing.
     """
     check_density(density)
+    known = {} if memo is None else memo
     every = prunable_weights(model)
     weights = {name: every[name] for name in every if layers is None or name in layers}
-    scores = [scored.flatten() for scored in score(saliency, weights, gradients).values()]
-    kept = torch.split(keep_mask(torch.cat(scores), 1 - density), [weight.numel() for weight in weights.values()])
-    return {
-        name: min(1 - part.count_nonzero().item() / part.numel(), 1 - 1 / part.numel())
-        for name, part in zip(weights, kept, strict=True)
-    }
+    new = {name: weight for name, weight in weights.items() if (saliency, name) not in known}
+    with torch.no_grad():
+        for name, scored in score(saliency, new, gradients).items():
+            known[saliency, name] = scored.flatten().sort().values
+    return global_threshold({name: known[saliency, name] for name in weights}, density)
 
 
-def global_magnitude(model: nn.Module, density: float, layers: Collection[str] | None = None) -> Sparsity:
+def global_magnitude(
+    model: nn.Module, density: float, layers: Collection[str] | None = None, memo: SortedScores | None = None
+) -> Sparsity:
     """One magnitude threshold for the whole network (Han et al. 2015, arXiv:1506.02626)."""
-    return global_saliency(model, density, magnitude, layers=layers)
+    return global_saliency(model, density, magnitude, layers=layers, memo=memo)
 
 
-def lamp_threshold(model: nn.Module, density: float, layers: Collection[str] | None = None) -> Sparsity:
+def lamp_threshold(
+    model: nn.Module, density: float, layers: Collection[str] | None = None, memo: SortedScores | None = None
+) -> Sparsity:
     """One LAMP threshold for the whole network (Lee et al. 2021, arXiv:2010.07611).
 
     Pruning by it in turn takes from the layer that loses the least of the energy it still has: it minimises
     Σ −ln(energy kept in layer l), as if every layer were as sensitive as any other.
     """
-    return global_saliency(model, density, lamp, layers=layers)
+    return global_saliency(model, density, lamp, layers=layers, memo=memo)
 
 
-def kept_norm(model: nn.Module, density: float, layers: Collection[str] | None = None) -> Sparsity:
+def kept_norm(
+    model: nn.Module, density: float, layers: Collection[str] | None = None, memo: SortedScores | None = None
+) -> Sparsity:
     """Keep the largest sum of the layers' Frobenius norms, Σ ‖W_l · M_l‖.
 
     Written with the energy that layer l keeps, E_l = ‖W_l · M_l‖², global magnitude keeps the largest Σ E_l, LAMP the
@@ -124,7 +134,7 @@ def kept_norm(model: nn.Module, density: float, layers: Collection[str] | None =
     "Which layer, how much?"). √E_l is concave in the number of kept weights, so one threshold on what each weight adds
     is the exact maximum.
     """
-    return global_saliency(model, density, norm_loss, layers=layers)
+    return global_saliency(model, density, norm_loss, layers=layers, memo=memo)
 
 
 def equal_drop(sensitivity: Sensitivity, density: float) -> Sparsity:

@@ -21,7 +21,7 @@ from netprune.evaluation import EVAL_BATCH, image_losses, standard_error, summar
 from netprune.gradients import gradients_for
 from netprune.grid import density_grid, density_of, distinct, midpoints
 from netprune.loader import batch_for, normalise
-from netprune.masks import check_sparsity, prune_order, pruned_count
+from netprune.masks import check_sparsity, keep_mask, prune_order, pruned_count
 from netprune.models import prunable_weights, weights_digest
 from netprune.saliency import Saliency, magnitude, score
 from netprune.scan_record import Point, ScanRecord
@@ -248,7 +248,7 @@ class _Scanner:
         """Whether the number format leaves accuracy within its standard error: dense, and with every layer halved."""
         halved = copy.deepcopy(self.runner.model)
         for weight in prunable_weights(halved).values():
-            weight.masked_fill_(prune_order(magnitude(weight)) < pruned_count(weight.numel(), 0.5), 0.0)
+            weight.masked_fill_(~keep_mask(magnitude(weight), 0.5), 0.0)
         split = self.dataset.val.first(CHECK_IMAGES)
         for model in (self.runner.model, halved):
             plain = summarise(*image_losses(model, split, self.dataset))

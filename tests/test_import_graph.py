@@ -16,7 +16,7 @@ LAYERS = (
     {"compute", "entropy", "container", "files", "distillation", "shares"},
     {"models", "image_folder", "cifar10", "saliency", "words", "recipes", "distributed"},
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
-    {"streaming", "tensors", "proportions", "bounds"},
+    {"streaming", "tensors", "proportions", "bounds", "thresholds"},
     {"loader", "packing"},
     {"evaluation", "gradients", "precision", "recalibration", "contents"},
     {
