@@ -34,6 +34,7 @@ from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
 from sweeps.storage import open_storage
+from sweeps.store import open_store
 
 STUDY = "faults"
 SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
@@ -63,7 +64,7 @@ def work(folder: str, trials: int, storage: str, seed: int) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    tracking.open_store()
+    open_store()
     request = SearchRequest(
         max_drop=(50.0,),
         trials=trials,

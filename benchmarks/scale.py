@@ -37,6 +37,7 @@ from sweeps.stages import trials
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.searching import run_search
 from sweeps.storage import open_storage
+from sweeps.store import open_store
 
 COUNTS, SQLITE_COUNTS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4)
 
@@ -77,7 +78,7 @@ def work(folder: str, request: SearchRequest, tracking_uri: str, seconds: float,
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     mlflow.set_tracking_uri(tracking_uri)
-    tracking.open_store()
+    open_store()
     setattr(trials, "prune_candidate", simulated(seconds))  # noqa: B010 - mypy sees no such export
     barrier.wait()
     run_search(tiny_source(), request)

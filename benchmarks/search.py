@@ -51,6 +51,7 @@ from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
+from sweeps.store import open_store
 
 RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")
 OURS, PLAIN = "ours", "plain optuna"
@@ -326,7 +327,7 @@ def _own_store() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        tracking.open_store()
+        open_store()
         try:
             yield
         finally:

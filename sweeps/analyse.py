@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from sweeps import tracking
 from sweeps.command import command, data_options, source_options
 from sweeps.stages.analysis import ALLOCATIONS, run_analysis, size_table
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
+from sweeps.store import where_to_look
 
 
 @command("python -m sweeps.analyse --weights net10.pt --dataset digits --allocation lamp:0.1 --keep conv1")
@@ -24,7 +24,7 @@ def main(allocation: str, **options: Any) -> None:
     click.echo(size_table(analysis.before))
     if analysis.after is not None:
         click.echo(f"\nafter pruning by {allocation}:\n{size_table(analysis.after)}")
-    click.echo(f"run {analysis.run_id}\nlook: {tracking.where_to_look()}")
+    click.echo(f"run {analysis.run_id}\nlook: {where_to_look()}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from sweeps.scores import OBJECTIVES
 from sweeps.secrets import masked
 from sweeps.stages.source import AUTO, DEFAULT_DATA_DIR
 from sweeps.storage import STORAGE_ERRORS
-from sweeps.tracking import STORE_ERRORS, open_store, store_message
+from sweeps.store import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 EXIT_INTERRUPTED = 130

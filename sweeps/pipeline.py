@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from netprune.recipes import TrainConfig
-from sweeps import tracking
 from sweeps.command import bounds_options, command, data_options, network_option, storage_option
 from sweeps.stages.pipeline import run_pipeline
 from sweeps.stages.registering import registered_lines, summary_table
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.training import TrainRequest
+from sweeps.store import where_to_look
 
 
 @command("python -m sweeps.pipeline --dataset digits --width 16 --max-drop 2 --trials 14")
@@ -62,7 +62,7 @@ def main(
     click.echo(summary_table(outcome.registered))
     click.echo(
         f"{registered_lines(outcome.registered)}\n"
-        f'use:  mlflow.pyfunc.load_model("{outcome.registered.uri}")\nlook: {tracking.where_to_look()}'
+        f'use:  mlflow.pyfunc.load_model("{outcome.registered.uri}")\nlook: {where_to_look()}'
     )
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from sweeps import tracking
 from sweeps.command import command, data_options, own_option, study_option
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.source import DataRequest
+from sweeps.store import where_to_look
 
 
 @command("python -m sweeps.register --study-name mine --model-name net10-photos")
@@ -21,7 +21,7 @@ def main(study_name: str, model_name: str, model: str, **options: Any) -> None:
     """Evaluate a study's confirmed network on test, once, and register it with the alias champion."""
     outcome = run_register(study_name, model_name, DataRequest.of(options), model)
     click.echo(summary_table(outcome))
-    click.echo(f"{registered_lines(outcome)}\nlook: {tracking.where_to_look()}")
+    click.echo(f"{registered_lines(outcome)}\nlook: {where_to_look()}")
 
 
 if __name__ == "__main__":

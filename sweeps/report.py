@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from sweeps import tracking
 from sweeps.command import command, own_option, study_option
 from sweeps.stages.reporting import run_report
+from sweeps.store import where_to_look
 
 
 @command("python -m sweeps.report --study-name mine --out study.html")
@@ -19,7 +19,7 @@ def main(study_name: str, model: str, out: str) -> None:
     click.echo(made.trials)
     click.echo(f"figures of run {made.run_id}: {', '.join(f'figures/{name}.png' for name in made.figures)}")
     click.echo(f"page: report.html of that run{f', {made.path}' if made.path else ''}")
-    click.echo(f"look: {tracking.where_to_look()}")
+    click.echo(f"look: {where_to_look()}")
 
 
 if __name__ == "__main__":

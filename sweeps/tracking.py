@@ -1,9 +1,8 @@
-"""Runs and artifacts: with `registry` the only rooms that talk to MLflow (and `experiment`, which MLflow loads)."""
+"""Runs: with `store`, `artifacts` and `registry` the rooms that talk to MLflow (and `experiment`, which it loads)."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import platform
 import time
@@ -11,25 +10,19 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.entities import Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
-from sqlalchemy.exc import SQLAlchemyError
 
 from netprune.errors import InputError
-from netprune.files import alone
 from sweeps import interrupts
-from sweeps.experiment import EXPERIMENT
 from sweeps.processes import ProcessId
 from sweeps.progress import detail
 from sweeps.secrets import masked
 
-STORE_ERRORS = (MlflowException, SQLAlchemyError)
 STAGE, FEASIBLE, STUDY, TRIAL = "netprune.stage", "feasible", "netprune.study", "netprune.trial"
 PARENT = MLFLOW_PARENT_RUN_ID
 """Tag: the run that one is nested under. Trials and confirmations are found by their study's: a store may hold several
@@ -47,62 +40,6 @@ PROCESS = "netprune.process/"
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
-def open_store() -> None:
-    """Make the store ready, and this project's experiment the current one.
-
-    Under `mlflow run` the run is already open in an experiment, which is kept; a user's own choice by
-    MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID is kept too.
-
-    Raises:
-        InputError: if the store cannot be reached or opened.
-    """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # that is for results
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # it prints what it raises, with its SQL: the command says it in one line
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    try:
-        with _first_use():
-            if any(os.environ.get(f"MLFLOW_{name}") for name in ("RUN_ID", "EXPERIMENT_NAME", "EXPERIMENT_ID")):
-                mlflow.MlflowClient().search_experiments(max_results=1)  # makes the tables, if they are not there
-            else:
-                mlflow.set_experiment(EXPERIMENT)
-        _close_abandoned()
-        detail(f"store {masked(mlflow.get_tracking_uri())}")
-    except STORE_ERRORS as error:
-        raise InputError(store_message(error)) from None
-
-
-def where_to_look() -> str:
-    """What shows the store's runs: a command, or the address of its server."""
-    uri = mlflow.get_tracking_uri()
-    return masked(uri) if urlsplit(uri).scheme in ("http", "https") else "mlflow ui"
-
-
-@contextmanager
-def _first_use() -> Iterator[None]:
-    """One process at a time, and a fresh SQLite store is made whole or not at all.
-
-    MLflow makes the tables in every process that opens a fresh store: of several at once all but one fail, and one that
-    is killed meanwhile leaves a store that nobody can open any more.
-    """
-    uri = mlflow.get_tracking_uri()
-    path = Path(urlsplit(uri).path[1:])
-    if not uri.startswith("sqlite:///") or ":memory:" in uri or "?" in uri or not os.access(path.parent, os.W_OK):
-        yield
-        return
-    with alone(Path(f"{path}.lock")):
-        if not path.exists():
-            scratch = path.with_name(f".{path.name}-{os.getpid()}")
-            try:
-                mlflow.MlflowClient(tracking_uri=f"sqlite:///{scratch}").search_experiments(max_results=1)
-                os.replace(scratch, path)
-            finally:
-                scratch.unlink(missing_ok=True)
-        yield
-
-
 def close_dead(study: str, dead: Collection[str]) -> None:
     """Mark the runs that dead workers' sessions of a study left open, on any machine, as KILLED."""
     for stage in ("trial", "confirm"):
@@ -111,7 +48,7 @@ def close_dead(study: str, dead: Collection[str]) -> None:
                 mlflow.MlflowClient().set_terminated(run.run_id, "KILLED")
 
 
-def _close_abandoned() -> None:
+def close_abandoned() -> None:
     """Mark the runs that processes of this machine left open as KILLED: SIGKILL and power cuts leave no time for it."""
     runs = mlflow.search_runs(
         search_all_experiments=True, filter_string="attributes.status = 'RUNNING'", output_format="list"
@@ -125,18 +62,6 @@ def _close_abandoned() -> None:
 def still_running(run_id: str) -> None:
     """Mark a run that others go on with as RUNNING."""
     mlflow.MlflowClient().update_run(run_id, status="RUNNING")
-
-
-def store_message(error: Exception) -> str:
-    """One line for an error of the store, with the mend where it is known."""
-    text = str(error)
-    where = masked(mlflow.get_tracking_uri())
-    if "readonly" in text or "unable to open" in text:
-        return f"the MLflow store {where} cannot be written: mend its permissions, or set MLFLOW_TRACKING_URI."
-    if "locked" in text:
-        return f"the MLflow store {where} is locked by another program: stop that program, or set MLFLOW_TRACKING_URI."
-    first = masked(text.strip().splitlines()[0]) if text.strip() else type(error).__name__
-    return f"the MLflow store {where} answered: {first}"
 
 
 @contextmanager

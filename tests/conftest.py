@@ -16,8 +16,9 @@ from netprune.models import Architecture, build_model, weights_digest
 from netprune.packing import PackedHeader
 from netprune.recipes import TrainConfig
 from netprune.training import train
-from sweeps import artifacts, tracking
+from sweeps import artifacts
 from sweeps.stages.source import Source
+from sweeps.store import open_store
 
 torch.set_num_threads(1)
 
@@ -120,7 +121,7 @@ def store(tmp_path, monkeypatch, fresh_database):
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    tracking.open_store()
+    open_store()
     yield tmp_path
     while mlflow.active_run():
         mlflow.end_run("FAILED")

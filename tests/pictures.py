@@ -9,9 +9,9 @@ from pathlib import Path
 import mlflow
 from browsing import browser, expand, missing, mlflow_ui, opened, visit
 
-from sweeps import tracking
 from sweeps.stages.reporting import PAGE
 from sweeps.stages.studies import find_study, version_uri
+from sweeps.store import open_store
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -23,7 +23,7 @@ def take(folder: Path) -> None:
         folder: for what is fetched and logged meanwhile.
     """
     PICTURES.mkdir(exist_ok=True)
-    tracking.open_store()
+    open_store()
     study = find_study("")
     registered = version_uri(next(iter(study.registered().values())))
     assert registered is not None, "the study's network is not registered"

@@ -13,7 +13,6 @@ from netprune.packing import PackedHeader
 from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
 from netprune.training import train
-from sweeps import tracking
 from sweeps.page import render
 from sweeps.stages.registering import run_register
 from sweeps.stages.reporting import PAGE, run_report
@@ -21,6 +20,7 @@ from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
+from sweeps.store import open_store
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(missing()), reason=missing())]
 
@@ -52,7 +52,7 @@ def studied(tmp_path_factory, tiny_dataset, fresh_database):
         patch.chdir(folder)
         patch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        tracking.open_store()
+        open_store()
         net = build_model(architecture, seed=0)
         train(net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
         header = PackedHeader(

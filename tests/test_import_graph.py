@@ -98,7 +98,7 @@ def test_scipy_is_imported_for_curves_and_quantiles_only():
 
 
 def test_mlflow_and_optuna_are_imported_in_their_own_rooms_only():
-    rooms = ("tracking", "artifacts", "inputs", "registry", "experiment")
+    rooms = ("store", "tracking", "artifacts", "inputs", "registry", "experiment")
     assert importers("mlflow") == {f"sweeps.{room}" for room in rooms}
     assert importers("optuna") == {"sweeps.study", "sweeps.snapshot", "sweeps.proposing", "sweeps.storage"}
 

@@ -27,6 +27,7 @@ from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source, SourceRequest, open_data
 from sweeps.stages.training import NEWEST, TrainRequest, run_training
+from sweeps.store import open_store
 
 pytestmark = pytest.mark.end_to_end
 HERE = Path(__file__).parent
@@ -62,7 +63,7 @@ def source():
 
 def train_until_killed():
     torch.set_num_threads(1)
-    tracking.open_store()
+    open_store()
     told = training.report
 
     def report(line):
@@ -76,7 +77,7 @@ def train_until_killed():
 
 def test_train_killed_goes_on_after_its_last_checkpoint_with_the_result_of_the_uninterrupted_one(store):
     assert elsewhere(store, train_until_killed).returncode == -signal.SIGKILL
-    tracking.open_store()  # as every command does
+    open_store()  # as every command does
     (killed,) = tracking.find_runs({tracking.STAGE: "train"}, statuses=("KILLED",))
     resumed = run_training(replace(TRAIN, resume=NEWEST))
     assert tracking.find_run(resumed.run_id).tags["resumed_from"] == killed.run_id
@@ -88,7 +89,7 @@ def test_train_killed_goes_on_after_its_last_checkpoint_with_the_result_of_the_u
 
 def scan_until_killed():
     torch.set_num_threads(1)
-    tracking.open_store()
+    open_store()
     scanning.KEEP_SECONDS = 0.0
     keep, calls = scanning._Keeper.__call__, []
 
@@ -104,7 +105,7 @@ def scan_until_killed():
 
 def test_scan_killed_goes_on_at_the_next_point_with_the_result_of_the_uninterrupted_one(store, undrawn):
     assert elsewhere(store, scan_until_killed).returncode == -signal.SIGKILL
-    tracking.open_store()
+    open_store()
     (killed,) = tracking.find_runs({tracking.STAGE: "scan"}, statuses=("KILLED",))
     had = scanning._interrupted(
         {name: value for name, value in killed.tags.items() if name in (scanning.DIGEST, scanning.CONFIG)}

@@ -16,6 +16,7 @@ from sweeps.sessions import GRACE_SECONDS
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.searching import run_search
 from sweeps.storage import open_storage
+from sweeps.store import open_store
 
 pytestmark = [
     pytest.mark.end_to_end,
@@ -73,7 +74,7 @@ def test_search_with_runs_and_study_in_postgresql(server, monkeypatch):
         monkeypatch.delenv(name)  # another test's experiment among them
     mlflow.set_tracking_uri(f"{server}mlflow")
     try:
-        tracking.open_store()
+        open_store()
         request = SearchRequest(
             max_drop=(50.0,),
             trials=3,

@@ -15,6 +15,7 @@ from netprune.errors import InputError
 from sweeps import artifacts, interrupts, tracking
 from sweeps.experiment import NetpruneExperimentProvider
 from sweeps.processes import ProcessId, this_machine
+from sweeps.store import STORE_ERRORS, open_store, where_to_look
 
 
 def test_tracked_run_that_ends_is_finished_with_config_and_versions(store):
@@ -90,7 +91,7 @@ def test_tracked_run_interrupted_as_it_opens_is_killed(store, monkeypatch):
 
 def test_tracked_run_that_cannot_open_leaves_the_outer_run_open(store):
     with tracking.tracked_run("search", "outer", {}) as outer:
-        with pytest.raises(tracking.STORE_ERRORS), tracking.tracked_run("trial", "t", {}, reopen="f" * 32):
+        with pytest.raises(STORE_ERRORS), tracking.tracked_run("trial", "t", {}, reopen="f" * 32):
             pass
         assert tracking.find_run(outer).status == "RUNNING"
     assert tracking.find_run(outer).status == "FINISHED"
@@ -174,7 +175,7 @@ def test_open_store_closes_what_a_killed_process_left_open_and_nothing_else(stor
             for name, process in (("gone", gone), ("elsewhere", elsewhere))
         }
         shared = client.create_run(experiment, tags={tracking.PROCESS + "a": gone, tracking.PROCESS + "b": elsewhere})
-        tracking.open_store()
+        open_store()
         assert tracking.find_run(mine).status == "RUNNING"
         assert tracking.find_run(runs["gone"]).status == "KILLED"
         assert tracking.find_run(runs["elsewhere"]).status == "RUNNING"
@@ -214,7 +215,7 @@ def test_artifact_of_an_ended_run_is_written_and_replaced(store):
 
 @pytest.mark.end_to_end
 def test_open_store_that_is_fresh_by_several_processes_at_once_works(tmp_path):
-    script = "from sweeps.tracking import open_store; open_store()"
+    script = "from sweeps.store import open_store; open_store()"
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     words = [sys.executable, "-c", script]
     started = [subprocess.Popen(words, cwd=tmp_path, env=kept, stderr=subprocess.PIPE) for _ in range(2)]
@@ -235,4 +236,4 @@ def test_open_store_that_is_fresh_by_several_processes_at_once_works(tmp_path):
 )
 def test_where_to_look_is_the_server_if_there_is_one_and_shows_no_password(store, uri, look):
     mlflow.set_tracking_uri(uri)
-    assert tracking.where_to_look() == look
+    assert where_to_look() == look
