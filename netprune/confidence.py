@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit  # scipy.stats takes half a second to import, in every command
 
 CONFIDENCE = 0.95
+HALVINGS = 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +60,32 @@ def lower_bound(accuracies: Sequence[float], images: int) -> Confidence:
         image_se=math.sqrt(of_images),
         lower=max(0.0, mean - float(stdtrit(freedom, CONFIDENCE)) * math.sqrt(total)),
     )
+
+
+def least_accuracy(floor: float, images: int) -> float:
+    """The accuracy from which on a lower bound is at the floor, if seeds agree.
+
+    Args:
+        floor: in [0, 1].
+        images: that accuracies are measured on.
+
+    Returns:
+        It, from `floor` to 1; infinity where not even a network without a mistake would do.
+
+    >>> round(least_accuracy(0.8, 5000), 4), least_accuracy(0.98, 100)
+    (0.8091, inf)
+    """
+
+    def meets(accuracy: float) -> bool:
+        return lower_bound([accuracy, accuracy], images).lower >= floor
+
+    low, high = floor, 1.0
+    if not meets(high):
+        return math.inf
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return high
 
 
 def interval(accuracy: float, images: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from netprune.confidence import lower_bound
+from netprune.confidence import least_accuracy
 from netprune.recovery import NOISE
 
 ROUNDING = 1e-9
@@ -40,8 +40,9 @@ class Bound:
 
 
 def image_margin(floor: float, images: int) -> float:
-    """How far above a floor an accuracy must be for its lower bound to meet it, if seeds agree."""
-    return floor - lower_bound([floor, floor], images).lower
+    """How far above a floor an accuracy must be for its lower bound to meet it, if seeds agree; where none can, how far
+    above it the best is."""
+    return min(1.0, least_accuracy(floor, images)) - floor
 
 
 def aim(floor: float, images: int, gain: float) -> float:

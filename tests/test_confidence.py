@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from netprune.confidence import interval, lower_bound
+from netprune.confidence import interval, least_accuracy, lower_bound
 
 
 @pytest.mark.parametrize(("right", "images"), [(4200, 5000), (355, 359), (359, 359), (0, 50)])
@@ -51,3 +51,16 @@ def test_lower_bound_of_a_single_seed_is_refused():
 def test_interval_is_wilsons_with_95_percent_between_its_ends(right, images):
     expected = binomtest(right, images).proportion_ci(0.95, method="wilson")
     assert interval(right / images, images) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize(("floor", "images"), [(0.8, 5000), (0.9866, 359), (0.5, 20), (0.01, 100)])
+def test_least_accuracy_has_the_floor_for_its_lower_bound(floor, images):
+    found = least_accuracy(floor, images)
+    assert lower_bound([found, found], images).lower == pytest.approx(floor, abs=1e-9)
+    assert lower_bound([found - 1e-6] * 2, images).lower < floor
+
+
+@pytest.mark.parametrize(("floor", "images"), [(0.9926, 359), (1.0, 10**6)])
+def test_least_accuracy_is_infinite_where_no_mistake_at_all_is_not_enough(floor, images):
+    assert lower_bound([1.0, 1.0], images).lower < floor
+    assert least_accuracy(floor, images) == float("inf")

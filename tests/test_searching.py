@@ -10,7 +10,7 @@ from studies import DATA, REQUEST
 
 from netprune.bounds import find_bounds
 from netprune.errors import InputError
-from netprune.evaluation import evaluate
+from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import measured_sparsity
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
@@ -19,7 +19,7 @@ from sweeps import artifacts, tracking
 from sweeps.scores import Score
 from sweeps.search_sparsity import closing
 from sweeps.stages import trials
-from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED
+from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED, asks_for_more
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, study_name
@@ -28,6 +28,7 @@ from sweeps.stages.source import SourceRequest
 from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
 from sweeps.stages.trials import trial_name
+from sweeps.table import percent
 
 
 def runs(stage=None):
@@ -179,12 +180,35 @@ def test_search_floors_are_found_again_to_the_last_image(searched):
     assert find_study("small").floors == pytest.approx([one.floor for one in outcome.floors], abs=1e-12)
 
 
-def test_search_floor_that_no_bound_can_meet_ends_in_an_honest_none(searched):
+def test_search_floor_that_no_bound_can_meet_is_told_of_and_ends_in_an_honest_none(searched, capsys):
     outcome = searched(replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0))
+    said = capsys.readouterr().err
+    dense = find_study("small").run.metrics["dense_val_accuracy"]
+    assert said.count(f"floor {percent(dense)}: by ") == 1
+    assert "; as good a one is with --max-drop " in said
     (floor,) = outcome.floors
     assert floor.confirmed is None
     assert "confirmed  none" in closing(outcome)
     assert "next:" not in closing(outcome)
+
+
+@pytest.mark.parametrize(
+    ("floor", "accuracy", "images", "text"),
+    [
+        (0.8188, 0.8388, 5000, ""),
+        (0.8338, 0.8388, 5000, "floor 83.38 %: by 5,000 validation images a network is from 84.25 % on confirmed"),
+        (0.995, 1.0, 359, "floor 99.50 %: by 359 validation images not even a network without a mistake is confirmed"),
+    ],
+)
+def test_floor_that_the_dense_network_would_not_be_confirmed_at_says_which_drop_it_would(floor, accuracy, images, text):
+    dense = Evaluation(loss=0.5, loss_se=0.1, accuracy=accuracy, accuracy_se=0.01, count=images)
+    found = asks_for_more(floor, dense)
+    assert found.startswith(text)
+    assert bool(found) == bool(text)
+    if found:
+        drop = float(found.rsplit(" ", 1)[1]) / 100
+        assert not asks_for_more(accuracy - drop, dense)
+        assert asks_for_more(accuracy - drop + 2e-4, dense)
 
 
 def test_search_several_floors_share_trials_and_confirm_one_winner_each(searched):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from torch import nn
 
 from netprune.callbacks import Callbacks
-from netprune.confidence import lower_bound
+from netprune.confidence import least_accuracy, lower_bound
 from netprune.confirmation import ROUNDING, Bound, Candidate, image_margin, next_candidate
+from netprune.evaluation import Evaluation
 from netprune.masks import Sparsity
 from netprune.pruning import PruneConfig, prune_candidate
 from netprune.stopping import SHORT
@@ -62,6 +64,21 @@ class Confirmed:
     def bound(self) -> Bound:
         """As the choice of the next candidate takes it."""
         return Bound(self.size_bytes, sum(self.accuracies) / len(self.accuracies), self.lower)
+
+
+def asks_for_more(floor: float, dense: Evaluation) -> str:
+    """What to say beforehand of a floor at which a network as good as the dense one would not be confirmed; or
+    nothing."""
+    needed, images = least_accuracy(floor, dense.count), count(dense.count)
+    if needed <= dense.accuracy:
+        return ""
+    nobody = math.isinf(needed)
+    who = "not even a network without a mistake is" if nobody else f"a network is from {percent(needed)} on"
+    drop = dense.accuracy - lower_bound([dense.accuracy, dense.accuracy], dense.count).lower
+    return (
+        f"floor {percent(floor)}: by {images} validation images {who} confirmed there, and the dense one has "
+        f"{percent(dense.accuracy)}; as good a one is with --max-drop {math.ceil(1e4 * drop) / 100:g}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,16 @@ from sweeps.progress import Progress, report
 from sweeps.proposing import Aims, Proposer
 from sweeps.scores import Tried
 from sweeps.secrets import masked
-from sweeps.stages.confirming import CONFIRMED_FILE, FRESH, Confirmation, Confirmed, Contest, confirm, record
+from sweeps.stages.confirming import (
+    CONFIRMED_FILE,
+    FRESH,
+    Confirmation,
+    Confirmed,
+    Contest,
+    asks_for_more,
+    confirm,
+    record,
+)
 from sweeps.stages.describing import study_note
 from sweeps.stages.request import NO_DROP, SearchRequest, accuracy_floors, as_percent, bounds_record, study_name
 from sweeps.stages.scanning import SCANNED, run_scan
@@ -129,6 +138,9 @@ def _at_work(
         tracking.close_dead(study.name, study.crew.dead)
         before = study.look()
         if before.done < request.trials or before.abandoned:
+            if request.confirm_seeds and study.crew.leads:
+                for warning in filter(None, (asks_for_more(floor, dense) for floor in study.floors)):
+                    report(warning)
             _try(source, study, request, until)
         winners = _confirm(source, study, request) if _is_to_confirm(study, request) else {}
         seen = study.look()
