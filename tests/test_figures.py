@@ -1,6 +1,7 @@
 """Figures: what is drawn is what was measured, and every figure can be drawn."""
 
 import io
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +118,17 @@ def test_parameters_per_layer_draws_what_is_left_beside_all(nonzero):
     assert [bar.get_width() for bar in axes.patches] == [100, 1000, 10_000, *nonzero]
     assert {f"{count:,}" for count in nonzero} <= {text.get_text() for text in axes.texts}
     assert draw(figure) > 1000
+
+
+@pytest.mark.parametrize("largest", [2.0, 0.3, 0.1, 0.09, 0.0041])
+def test_weight_histograms_labels_do_not_run_into_each_other(largest):
+    weights = {f"{i}.weight": np.linspace(-largest, largest, 50, dtype=np.float32) for i in range(16)}
+    figure = figures.weight_histograms(weights, nonzero_only=True)
+    draw(figure)
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        assert len(boxes) >= 3
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("nonzero_only", [False, True])

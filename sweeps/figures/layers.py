@@ -21,6 +21,8 @@ LINES = ("-", "--", "-.", ":")
 GONE = 3.0
 """How far beyond the sparsest point, as a factor of density, an empty layer is drawn."""
 BINS = 101
+X_TICKS = 4
+"""At most so many steps on the axis of a histogram: labels such as −0.075 would run into each other."""
 Weights = Mapping[str, NDArray[np.float32]]
 
 
@@ -90,6 +92,7 @@ def weight_histograms(weights: Weights, *, nonzero_only: bool) -> Figure:
         axes.stairs(*np.histogram(shown, bins=BINS), fill=True, color="tab:blue")
         axes.set_title(f"{drawn(name)}\n{shown.size:,} of {values.size:,}", fontsize="small")
         axes.tick_params(labelsize="x-small", which="both")
+        axes.locator_params(axis="x", nbins=X_TICKS)
         if not nonzero_only:
             axes.set_yscale("log")  # a pile of zeros would flatten everything else
     for axes in grid[len(weights) :]:
