@@ -120,7 +120,7 @@ def test_parameters_per_layer_draws_what_is_left_beside_all(nonzero):
     assert draw(figure) > 1000
 
 
-@pytest.mark.parametrize("largest", [2.0, 0.3, 0.1, 0.09, 0.0041])
+@pytest.mark.parametrize("largest", [0.1, 0.0041])
 def test_weight_histograms_labels_do_not_run_into_each_other(largest):
     weights = {f"{i}.weight": np.linspace(-largest, largest, 50, dtype=np.float32) for i in range(16)}
     figure = figures.weight_histograms(weights, nonzero_only=False)

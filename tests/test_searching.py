@@ -18,7 +18,7 @@ from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
 from sweeps.scores import Score
 from sweeps.search_sparsity import closing
-from sweeps.stages import trials
+from sweeps.stages import starting, trials
 from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED, asks_for_more
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
@@ -73,12 +73,24 @@ def test_search_logs_seconds_by_stage_that_add_up_to_the_trial(searched):
     assert len(whole_trials) > 1
     for run in whole_trials:
         seconds = {name: value for name, value in run.data.metrics.items() if name.startswith("seconds/")}
-        stages = ("start", "prune", "finetune", "evaluate", "pack", "track")
+        stages = ("start", "fetch", "prune", "finetune", "evaluate", "pack", "track")
         assert {f"seconds/{stage}" for stage in stages} <= set(seconds)
         assert all(value >= 0 for value in seconds.values())
         whole = (run.info.end_time - run.info.start_time) / 1000
         assert sum(seconds.values()) - seconds["seconds/between"] < whole + 0.05
         assert 0 < run.data.metrics["passes_share"] < 1
+
+
+def test_search_decodes_an_earlier_trials_network_once(searched, monkeypatch):
+    asked, fetch = [], starting.fetch_network
+
+    def counted(run_id, *rest):
+        asked.append(run_id)
+        return fetch(run_id, *rest)
+
+    monkeypatch.setattr(starting, "fetch_network", counted)
+    searched(replace(REQUEST, confirm_seeds=0, trials=5, seed=3))
+    assert len(asked) == len(set(asked)) > 1
 
 
 def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(searched, source):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +14,7 @@ from netprune.masks import Sparsity
 from netprune.packing import pack, unpack
 from netprune.pruning import PruneConfig, pruned_copy
 from netprune.screening import Screen
-from netprune.starts import nearest
+from netprune.starts import MOST, nearest
 from sweeps import artifacts, registry
 from sweeps.scores import Tried
 from sweeps.stages.source import Source
@@ -21,6 +23,8 @@ from sweeps.study import SparsityStudy
 PACKED_FILE = f"packed/{registry.MODEL_FILE}"
 FINETUNED_FILE = f"finetuned/{registry.MODEL_FILE}"
 """Of a run whose packed file has rounded values: the network before that."""
+KEPT = MOST + 1
+"""Networks of earlier trials that stay in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +45,36 @@ class Starts:
 
     def __init__(self, source: Source, study: SparsityStudy, config: PruneConfig, screen: Screen) -> None:
         self.source, self.study, self.config, self.screen = source, study, config, screen
+        # the next trial's nearest are mostly this one's, and to decode them takes as long as to look at them
+        self._fetch = functools.lru_cache(maxsize=KEPT)(lambda run_id: fetch_network(run_id, source, config))
 
-    def find(self, sparsity: Sparsity, tried: Sequence[Tried]) -> Start:
+    def find(self, sparsity: Sparsity, tried: Sequence[Tried]) -> tuple[Start, dict[str, float]]:
         """The start from which least is left to recover, before any training: of the dense network and the nearest
-        trials' networks. Without finetuning a trial's network is nothing but a part of the dense one."""
-        if self.config.finetune is None:
-            return DENSE
+        trials' networks. Without finetuning a trial's network is nothing but a part of the dense one.
+
+        Returns:
+            It; and the seconds that went into looking at networks (`start`) and into having them (`fetch`).
+        """
+        begun = time.perf_counter()
         ended = {one.number: one for one in tried if not one.score.stopped}
         at = {number: self.study.space.at(one.point) for number, one in ended.items()}
-        starts = [DENSE, *(self.of(ended[number]) for number in nearest(self.study.layers, sparsity, at))]
-        return starts[0] if len(starts) == 1 else min(starts, key=lambda start: self._left(start, sparsity))
+        near = nearest(self.study.layers, sparsity, at) if self.config.finetune else []
+        starts = [DENSE, *(self.of(ended[number]) for number in near)]
+        looked = [self._look(start, sparsity) for start in starts] if near else [(0.0, 0.0)]
+        best = min(range(len(starts)), key=lambda i: looked[i][0])
+        passes = sum(seconds for _, seconds in looked)
+        return starts[best], {"start": passes, "fetch": time.perf_counter() - begun - passes}
 
     def of(self, tried: Tried) -> Start:
         """What a trial has become."""
-        return Start(tried.number, fetch_network(tried.score.run_id, self.source, self.config))
+        return Start(tried.number, self._fetch(tried.score.run_id))
 
-    def _left(self, start: Start, sparsity: Sparsity) -> float:
+    def _look(self, start: Start, sparsity: Sparsity) -> tuple[float, float]:
+        """What is left to recover, in nats, and the seconds that its passes took."""
         model, dataset = self.source.model, self.source.dataset
-        return self.screen.left(pruned_copy(model, dataset, sparsity, self.config.saliency, start=start.network).model)
+        pruned = pruned_copy(model, dataset, sparsity, self.config.saliency, start=start.network)
+        begun = time.perf_counter()
+        return self.screen.left(pruned.model), time.perf_counter() - begun
 
 
 def keep_network(network: nn.Module, source: Source, config: PruneConfig) -> None:

@@ -76,9 +76,9 @@ class Trials:
         }
         with tracking.tracked_run("trial", trial_name(number), config, tags=tags) as run_id:
             begun = time.perf_counter()
-            start = self.starts.find(sparsity, seen.tried)
+            start, found = self.starts.find(sparsity, seen.tried)
             had = 0.0 if start.number is None else lineage(seen.tried)[start.number]
-            looks, found = _Looks(self, number, start, seen), time.perf_counter() - begun
+            looks = _Looks(self, number, start, seen)
             callbacks = Callbacks(
                 on_check=looks,
                 checks=CHECKS[1:],
@@ -106,7 +106,7 @@ class Trials:
                 score = self._finished(result, looks, run_id)
                 keep_result(result, data)
                 metrics = result_metrics(result)
-                metrics |= _stages({"start": found, **result.seconds}, between, time.perf_counter() - begun)
+                metrics |= _stages({**found, **result.seconds}, between, time.perf_counter() - begun)
             self.idle_since = time.perf_counter()  # what is left is the next trial's `between`
             self._log(score, metrics)
             tracking.rename(f"{summary(score, self.study.floors)} · {trial_name(number)}")
