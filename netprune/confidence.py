@@ -73,7 +73,7 @@ def least_accuracy(floor: float, images: int) -> float:
         It, from `floor` to 1; infinity where not even a network without a mistake would do.
 
     >>> round(least_accuracy(0.8, 5000), 4), least_accuracy(0.98, 100)
-    (0.8091, inf)
+    (0.8093, inf)
     """
 
     def meets(accuracy: float) -> bool:

@@ -248,7 +248,7 @@ def test_train_interrupted_is_killed_with_its_checkpoint_and_resumes(project, st
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_mlflow_run_stopped_leaves_no_run_running(store, start, number):
-    process = start("mlflow", "run", ".", "-e", "train", *SMALL, "-P", "epochs=80")
+    process = start("mlflow", "run", ".", "-e", "train", *SMALL, "-P", "epochs=800")
     first_epoch(process)
     process.send_signal(number)
     process.communicate(timeout=60)

@@ -346,7 +346,9 @@ def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
                         p -= rate * (gradient + 0.9 * velocity[p])
                 step += 1
     for ours, theirs in zip(tiny_net.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+        # normalisation makes much of rounding, which differs with the processor: 2e-5 with AVX-512. Without Nesterov's
+        # term, smoothing, alternation, or with decay of all parameters the difference is 8e-3 to 3e-2
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_train_gradual_without_rising_masks_is_refused(tiny_dataset, tiny_net):
