@@ -151,6 +151,15 @@ def flag(value: bool) -> str:
     return "true" if value else "false"
 
 
+def number(value: float) -> str:
+    """A number as a tag has it: ten digits, so that bytes are whole.
+
+    >>> number(26816552), number(0.8732)
+    ('26816552', '0.8732')
+    """
+    return f"{value:.10g}"
+
+
 def log(
     metrics: Mapping[str, float],
     *,

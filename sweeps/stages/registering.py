@@ -160,7 +160,7 @@ class _Desk:
                 uri,
                 self.name,
                 run_id=run_id,
-                tags={**key, "study": self.study.name} | {k: f"{v:.6g}" for k, v in metrics.items()},
+                tags={**key, "study": self.study.name} | {k: tracking.number(v) for k, v in metrics.items()},
                 description=version_note(self.study, won, metrics, load),
                 aliases=aliases,
             )
