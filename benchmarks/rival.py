@@ -43,8 +43,9 @@ def _net10(width: int, dataset: Dataset) -> Architecture:
 def file_bytes(width: int, dataset: Dataset, values: Values) -> int:
     """About as long as the file of a trained network."""
     architecture = _net10(width, dataset)
-    model = build_model(architecture)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # the same each time
+        torch.manual_seed(0)
+        model = build_model(architecture)
         for weight in prunable_weights(model).values():
             nn.init.normal_(weight, std=0.05)
     quantise(model, values)
