@@ -73,11 +73,11 @@ def asks_for_more(floor: float, dense: Evaluation) -> str:
     if needed <= dense.accuracy:
         return ""
     nobody = math.isinf(needed)
-    who = "not even a network without a mistake is" if nobody else f"a network is from {percent(needed)} on"
+    who = "no network, not even one without a mistake" if nobody else f"a network from {percent(needed)} on"
     drop = dense.accuracy - lower_bound([dense.accuracy, dense.accuracy], dense.count).lower
     return (
-        f"floor {percent(floor)}: by {images} validation images {who} confirmed there, and the dense one has "
-        f"{percent(dense.accuracy)}; as good a one is with --max-drop {math.ceil(1e4 * drop) / 100:g}"
+        f"floor {percent(floor)}: {images} validation images confirm {who}, and the dense one has "
+        f"{percent(dense.accuracy)}; one as good passes with --max-drop {math.ceil(1e4 * drop) / 100:g}"
     )
 
 
