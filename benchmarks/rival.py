@@ -82,8 +82,11 @@ def trained(width: int, dataset: Dataset, config: TrainConfig, values: Values, d
 def main() -> None:
     options = _options()
     dataset = load_dataset(options.dataset, options.data_dir).to(torch.device(options.device))
-    values = Values.parse(options.values)
-    width = widest(options.bytes, dataset, values)
+    try:
+        values = Values.parse(options.values)
+        width = widest(options.bytes, dataset, values)
+    except InputError as error:
+        raise SystemExit(f"Error: {error}") from None
     found = []
     for seed in range(options.seeds):
         config = recipe(options.recipe, epochs=options.epochs, seed=seed)

@@ -322,7 +322,8 @@ def test_train_compiled_equals_plain_training_closely(tiny_dataset, tiny_net, mo
 
 def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
     changes = {"optimizer": "sgd", "max_lr": 0.01, "weight_decay": 0.1, "dropout": 0.3}
-    config = recipe("fast", epochs=2, batch_size=20, seed=3, **changes)
+    # whole batches: in a last one of 12, normalisation makes more of rounding, which differs with the processor
+    config = recipe("fast", epochs=2, batch_size=24, seed=3, **changes)
     reference = copy.deepcopy(tiny_net)
     reference.classifier[2].p = 0.3
     train(tiny_net, tiny_dataset, config)
@@ -334,11 +335,11 @@ def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         for epoch in range(2):
-            for images, labels in train_batches(tiny_dataset, 20, order, padding=2, flips=flips ^ bool(epoch)):
+            for images, labels in train_batches(tiny_dataset, 24, order, padding=2, flips=flips ^ bool(epoch)):
                 reference.zero_grad()
                 loss = F.cross_entropy(reference(images), labels, label_smoothing=config.label_smoothing)
                 loss.backward()
-                rate = config.max_lr * linear_schedule(step, 8, config.warm_up)
+                rate = config.max_lr * linear_schedule(step, 6, config.warm_up)
                 with torch.no_grad():
                     for p in (*decayed, *others):
                         gradient = p.grad + (config.weight_decay * p if p.ndim > 1 else 0)
@@ -346,9 +347,7 @@ def test_train_by_sgd_equals_the_recipe_written_out(tiny_dataset, tiny_net):
                         p -= rate * (gradient + 0.9 * velocity[p])
                 step += 1
     for ours, theirs in zip(tiny_net.parameters(), reference.parameters(), strict=True):
-        # normalisation makes much of rounding, which differs with the processor: 2e-5 with AVX-512. Without Nesterov's
-        # term, smoothing, alternation, or with decay of all parameters the difference is 8e-3 to 3e-2
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_train_gradual_without_rising_masks_is_refused(tiny_dataset, tiny_net):
