@@ -56,6 +56,11 @@ def aim(floor: float, images: int, gain: float) -> float:
     return max(floor, floor + image_margin(floor, images) - gain)
 
 
+def surprise(off: Sequence[float]) -> float:
+    """By how much more than expected the next confirmation should bring, from what the others were off; 0 for none."""
+    return sum(off) / len(off) if off else 0.0
+
+
 def next_candidate(
     candidates: Sequence[Candidate], measured: Mapping[int, Bound], floor: float, *, images: int, most: int
 ) -> int | None:
@@ -77,12 +82,11 @@ def next_candidate(
     """
     margin = image_margin(floor, images)
     known = {candidate.number: candidate for candidate in candidates}
-    off = [bound.mean - known[number].expected for number, bound in measured.items()]
-    surprise = sum(off) / len(off) if off else 0.0
+    off = surprise([bound.mean - known[number].expected for number, bound in measured.items()])
     left = [candidate for candidate in candidates if candidate.number not in measured]
 
     def to_spare(one: Candidate) -> float:
-        return one.expected + surprise - margin - floor
+        return one.expected + off - margin - floor
 
     accepted = [bound.size_bytes for bound in measured.values() if bound.lower >= floor - ROUNDING]
     if accepted:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from sweeps.scores import ROUNDING
 
@@ -18,15 +19,23 @@ class Limits:
     epochs: float | None = None
     """Finetune epochs of the whole study's trials; no trial starts that could pass it."""
     epochs_a_trial: float = 0.0
+    share: float = 1.0
+    """Of the tightest limit, in (0, 1]: no trial starts once so much of it is gone."""
+    begun: float = field(default_factory=time.monotonic)
+    """When the session's seconds began, by the monotonic clock."""
 
-    def spent(self, trials: int, seconds: float, epochs: float) -> float:
-        """The share of the tightest limit that is gone, at most 1."""
+    def spent(self, trials: int, epochs: float) -> float:
+        """The share of the tightest limit that is gone after so many trials and finetune epochs, now; at most 1."""
         shares = [trials / self.trials]
         if self.timeout is not None:
-            shares.append(seconds / self.timeout if self.timeout else 1.0)
+            shares.append((time.monotonic() - self.begun) / self.timeout if self.timeout else 1.0)
         if self.epochs is not None:
             shares.append(epochs / self.epochs)
         return min(1.0, max(shares))
+
+    def over(self, trials: int, epochs: float) -> bool:
+        """Whether no trial may start any more: so many have a result or run, and these epochs are gone."""
+        return self.spent(trials, epochs) >= self.share - ROUNDING
 
     def afford(self, trials: int, epochs: float) -> bool:
         """Whether what is left after `epochs` finetune epochs is enough for so many trials."""

@@ -12,12 +12,12 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from netprune.confirmation import aim
+from netprune.confirmation import aim, surprise
 from netprune.masks import Sparsity
 from netprune.recovery import Recovery
 from netprune.search_space import REACH, Point, Space
 from netprune.seeding import Seen, boundary, propose
-from sweeps.scores import Tried, lineage
+from sweeps.scores import Attempt, Tried, lineage
 
 FLOOR, DENSITY, OFFSET = "accuracy_floor", "density", "offset/"
 REGION = 0.2
@@ -50,6 +50,8 @@ class Turn:
     """Trials that began before this one and have no point yet either."""
     spent: float
     """The share of the budget that is gone."""
+    attempts: Sequence[Attempt] = ()
+    """Candidates that have been confirmed, or not, so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +65,19 @@ class Aims:
     confirm_epochs: float | None
     """Of a confirmation; None if nothing is confirmed, and a trial has to meet the floor itself and no more."""
 
-    def of(self, floor: float, tried: Sequence[Tried]) -> float:
-        """For the next trial's network, which will have been trained as long as any, and then some."""
+    def of(self, floor: float, tried: Sequence[Tried], attempts: Sequence[Attempt] = ()) -> float:
+        """For the next trial's network, which will have been trained as long as any, and then some; confirmations so
+        far say by how much what is expected of them is off."""
         if self.confirm_epochs is None:
             return floor
         if all(one.score.stopped for one in tried):
             return aim(floor, self.images, 0.0)
         outlook = _Outlook(tried, floor, self.epochs)
-        return aim(floor, self.images, outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs))
+        gain = outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs)
+        comes_to = expected(tried, self.confirm_epochs)
+        last = {one.trial: one.accuracy for one in attempts if math.isclose(one.epochs, self.confirm_epochs)}
+        off = surprise([accuracy - comes_to[number] for number, accuracy in last.items()])
+        return aim(floor, self.images, gain + off)
 
 
 class Proposer:
@@ -103,7 +110,7 @@ class Proposer:
         """The point to try next."""
         tried, running = turn.tried, list(turn.running)
         floor = self.floors[min(len(self.floors) - 1, int(turn.spent * len(self.floors)))]
-        goal = self.aims.of(floor, tried)
+        goal = self.aims.of(floor, tried, turn.attempts)
         where = boundary(self._seen(tried), goal, more=self.aims.epochs, least=self.space.least, most=self.space.most)
         known = [*(one.point for one in tried), *running]
 

@@ -54,6 +54,25 @@ class Score:
         return cls(**{**kept, "checks": checks})
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """A trial's network finetuned on, longer, with fresh seeds, to see whether it is accepted for a floor."""
+
+    trial: int
+    floor: float
+    """For which it was chosen."""
+    epochs: float
+    """Finetune epochs, with each seed."""
+    seeds: tuple[int, ...]
+    accuracy: float
+    """Validation, mean over the seeds that were run."""
+
+    @classmethod
+    def of_json(cls, kept: Mapping[str, Any]) -> Attempt:
+        """From what `asdict` gave, once it has been JSON."""
+        return cls(**{**kept, "seeds": tuple(kept["seeds"])})
+
+
 @dataclass(frozen=True, slots=True)
 class Tried:
     """A trial with a result."""

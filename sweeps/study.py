@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -18,7 +18,7 @@ from netprune.search_space import Point, Space
 from sweeps.limits import Limits
 from sweeps.progress import report
 from sweeps.proposing import FLOOR, Given, Turn, parameters, point_of, whole
-from sweeps.scores import Score
+from sweeps.scores import Attempt, Score
 from sweeps.sessions import Crew
 from sweeps.snapshot import SCORE, SESSION, Snapshot
 from sweeps.storage import JOURNAL, open_storage
@@ -123,6 +123,24 @@ class SparsityStudy:
     def path(self, path: Sequence[tuple[float, Sparsity]]) -> None:
         self._study.set_user_attr("path", [[density, dict(sparsity)] for density, sparsity in path])
 
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Candidates that have been confirmed, or not, in the order in which that was tried."""
+        return [Attempt.of_json(one) for one in self._study.user_attrs.get("attempts", [])]
+
+    def note_attempt(self, attempt: Attempt) -> None:
+        """Keep one more, so that all workers learn from it. The leader alone confirms."""
+        self._study.set_user_attr("attempts", [asdict(one) for one in (*self.attempts, attempt)])
+
+    @property
+    def settled(self) -> Any:
+        """What was known and asked when every floor had its answer: see `settle`."""
+        return self._study.user_attrs.get("settled")
+
+    def settle(self, terms: Mapping[str, Any]) -> None:
+        """Every floor has its answer, on these terms: the same ones again ask for no more confirmations."""
+        self._study.set_user_attr("settled", dict(terms))
+
     @functools.cached_property
     def space(self) -> Space:
         """What is searched."""
@@ -152,14 +170,14 @@ class SparsityStudy:
             on_trial: called after each result, with the study, which has it then, and the score.
             settle: see `Settle`.
         """
-        start, failures = time.monotonic(), 0
+        failures = 0
         seen = self.recover(settle)
-        while failures < FAILURES and self._may_start(seen, limits, time.monotonic() - start):
+        while failures < FAILURES and self._may_start(seen, limits):
             trial, score = self._study.ask(), None
             try:
                 trial.set_user_attr(SESSION, self.crew.key)
                 seen = self.look()
-                point = self._point(trial, seen, propose, limits, time.monotonic() - start)
+                point = self._point(trial, seen, propose, limits)
                 if point is None:
                     self._study.tell(trial, state=TrialState.FAIL)
                 else:
@@ -206,9 +224,7 @@ class SparsityStudy:
                 trial.set_user_attr(DIVERGED, True)
             self._study.tell(trial, state=TrialState.FAIL)
 
-    def _point(
-        self, trial: optuna.Trial, seen: Snapshot, propose: Propose, limits: Limits, seconds: float
-    ) -> Point | None:
+    def _point(self, trial: optuna.Trial, seen: Snapshot, propose: Propose, limits: Limits) -> Point | None:
         """What a trial tries, put down in the study; None if others began the last trials that were due, or are at the
         same point."""
         if _is_surplus(seen, trial.number, limits):
@@ -227,7 +243,8 @@ class SparsityStudy:
                     and (one.state == TrialState.RUNNING or one.user_attrs.get(DIVERGED, False))
                 ],
                 pending=pending,
-                spent=limits.spent(seen.done, seconds, seen.epochs),
+                spent=limits.spent(seen.done, seen.epochs),
+                attempts=self.attempts,
             )
             self._given.params = parameters(propose(turn))
         params = {name: trial.suggest_float(name, d.low, d.high, log=d.log) for name, d in wanted.items()}
@@ -243,16 +260,12 @@ class SparsityStudy:
             raise LostTrialError(f"trial {trial.number} was given up: another worker took this one for dead") from None
 
     @staticmethod
-    def _may_start(seen: Snapshot, limits: Limits, seconds: float) -> bool:
+    def _may_start(seen: Snapshot, limits: Limits) -> bool:
         running = len(seen.running)
-        if seen.done + running >= limits.trials:
-            return False
-        if limits.timeout is not None and seconds >= limits.timeout:
-            return False
-        return limits.afford(running + 1, seen.epochs)
+        return not limits.over(seen.done + running, seen.epochs) and limits.afford(running + 1, seen.epochs)
 
 
 def _is_surplus(seen: Snapshot, number: int, limits: Limits) -> bool:
     """Whether as many trials as are due, or as there are epochs for, have a result or began before this one."""
     earlier = sum(trial.number < number for trial in seen.running)
-    return seen.done + earlier >= limits.trials or not limits.afford(earlier + 1, seen.epochs)
+    return limits.over(seen.done + earlier, seen.epochs) or not limits.afford(earlier + 1, seen.epochs)

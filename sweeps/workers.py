@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -17,7 +17,9 @@ LEAST_SECONDS = 0.001
 """A timeout of 0 is none."""
 
 
-def run_workers(count: int, study_name: str, *, device: str, timeout: float | None) -> None:
+def run_workers(
+    count: int, study_name: str, *, device: str, timeout: float | None, meanwhile: Callable[[], None]
+) -> None:
     """Start workers for a study that exists, and wait for them.
 
     They are stopped as this process is: by SIGTERM, which each takes for Ctrl-C. One that fails does not stop the rest.
@@ -27,17 +29,18 @@ def run_workers(count: int, study_name: str, *, device: str, timeout: float | No
         study_name: of the study; all else is as this process was told.
         device: as this process was told: GPUs are dealt out where it does not say which.
         timeout: seconds that are left of its own, if any.
+        meanwhile: is called again and again while they work.
 
     Raises:
         InputError: if none of them ends well.
     """
     words = [sys.executable, "-m", "sweeps.search_sparsity", *_without(sys.argv[1:])]
-    words += ["--study-name", study_name, "--workers", "1", "--confirm-seeds", "0"]
+    words += ["--study-name", study_name, "--workers", "1"]
     if timeout is not None:
         words += ["--timeout", f"{max(timeout, LEAST_SECONDS):.3f}"]
     started = [subprocess.Popen(words, env=_environment(i, count, device)) for i in range(count)]
     try:
-        codes = [_wait(process) for process in started]
+        codes = [_wait(process, meanwhile) for process in started]
     finally:
         for process in started:
             if process.poll() is None:
@@ -50,9 +53,10 @@ def run_workers(count: int, study_name: str, *, device: str, timeout: float | No
         )
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
+def _wait(process: subprocess.Popen[bytes], meanwhile: Callable[[], None]) -> int:
     while True:
         interrupts.check()
+        meanwhile()
         try:
             return process.wait(timeout=POLL_SECONDS)
         except subprocess.TimeoutExpired:
@@ -65,7 +69,7 @@ def _without(words: Sequence[str]) -> list[str]:
     skip = False
     for word in words:
         name = word.partition("=")[0].replace("_", "-")
-        if skip or name in ("--workers", "--study-name", "--confirm-seeds", "--timeout"):
+        if skip or name in ("--workers", "--study-name", "--timeout"):
             skip = not skip and "=" not in word
             continue
         kept.append(word)

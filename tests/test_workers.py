@@ -29,7 +29,7 @@ def run(folder, *words):
     [
         (["--workers", "4", "--trials", "3"], ["--trials", "3"]),
         (["--workers=4", "--study-name=a", "--seed", "1"], ["--seed", "1"]),
-        (["--study_name", "a", "--confirm_seeds", "2", "--max-drop", "1"], ["--max-drop", "1"]),
+        (["--study_name", "a", "--confirm_seeds", "2"], ["--confirm_seeds", "2"]),
         (["--timeout", "60", "--device", "cpu"], ["--device", "cpu"]),
         ([], []),
     ],
@@ -44,8 +44,8 @@ def test_run_workers_gives_them_the_time_that_is_left(monkeypatch, left, told):
     ended = SimpleNamespace(wait=lambda **_: 0, poll=lambda: 0)
     monkeypatch.setattr("subprocess.Popen", lambda words, **_: started.append(words) or ended)
     monkeypatch.setattr("sys.argv", ["search", "--timeout", "99", "--trials", "5"])
-    run_workers(2, "small", device="cpu", timeout=left)
-    common = ["--trials", "5", "--study-name", "small", "--workers", "1", "--confirm-seeds", "0"]
+    run_workers(2, "small", device="cpu", timeout=left, meanwhile=lambda: None)
+    common = ["--trials", "5", "--study-name", "small", "--workers", "1"]
     assert [words[3:] for words in started] == [common + told] * 2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from torch import nn
@@ -18,6 +18,7 @@ from netprune.stopping import SHORT
 from sweeps import tracking
 from sweeps.progress import Progress, report
 from sweeps.proposing import expected
+from sweeps.scores import Attempt
 from sweeps.stages.request import as_percent
 from sweeps.stages.source import Source
 from sweeps.stages.starting import fetch_network
@@ -92,6 +93,15 @@ class Confirmation:
     most: int
     """Candidates of each floor after which no still smaller one is looked for, once one has been accepted."""
 
+    @property
+    def epochs(self) -> float:
+        """Finetune epochs with each seed."""
+        return self.config.finetune.epochs * self.config.share if self.config.finetune else 0.0
+
+    def made(self, attempt: Attempt) -> bool:
+        """Whether an attempt was made in this way."""
+        return attempt.seeds == self.seeds and math.isclose(attempt.epochs, self.epochs)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contest:
@@ -112,10 +122,14 @@ class Contest:
     """A candidate's finetuned network, by its number."""
     session: str = ""
     """Of the worker that confirms."""
+    attempts: Sequence[Attempt] = ()
+    """That were made before."""
+    note: Callable[[Attempt], None] = lambda _: None
+    """Is told of each new one."""
 
     @classmethod
     def of(cls, study: SparsityStudy, objective: str, source: Source, config: PruneConfig) -> Contest:
-        """A study's trials that ran to their end."""
+        """A study's trials that ran to their end, and what has been confirmed of them."""
         seen = study.look()
         tried = [one for one in seen.tried if not one.score.stopped]
         epochs = config.finetune.epochs * config.share if config.finetune else 0.0
@@ -132,30 +146,79 @@ class Contest:
             sparsities={one.number: study.space.at(one.point) for one in tried},
             network=lambda number: fetch_network(run_ids[number], source, config),
             session=study.crew.key,
+            attempts=study.attempts,
+            note=study.note_attempt,
         )
 
 
-def confirm(source: Source, contest: Contest, how: Confirmation) -> dict[float, Confirmed | None]:
+def confirm(source: Source, contest: Contest, how: Confirmation, *, more: bool = True) -> dict[float, Confirmed | None]:
     """For each floor the smallest candidate whose bound meets it, or None if no candidate's does.
 
     Finished finetunings of an earlier session are taken from the store. Floors share them.
+
+    Args:
+        source: the dense network and its data.
+        contest: who is confirmed, for what.
+        how: the finetunings.
+        more: whether candidates are looked for beside those that have been confirmed, or not, already.
     """
-    images, measured = len(source.dataset.val), dict[int, Confirmed]()
-    winners: dict[float, Confirmed | None] = {}
-    for floor in contest.floors:
+    arena = _Arena(source, contest, how)
+    while more and arena.step():
+        pass
+    return {floor: arena.winner(floor) for floor in contest.floors}
+
+
+def probe(source: Source, contest: Contest, how: Confirmation, floor: float) -> None:
+    """Confirm the candidate whose turn it is for a floor, or see that it fails: what it comes to says of the trials to
+    come how good they have to be."""
+    _Arena(source, contest, how).try_for(floor)
+
+
+class _Arena:
+    """Candidates and what those that were finetuned longer came to."""
+
+    def __init__(self, source: Source, contest: Contest, how: Confirmation) -> None:
+        self.source, self.contest, self.how = source, contest, how
+        self.images = len(source.dataset.val)
+        self.measured, self.made = dict[int, Confirmed](), dict.fromkeys(contest.floors, 0)
+        for attempt in filter(how.made, contest.attempts):
+            self._measure(attempt.trial, attempt.floor)
+
+    def step(self) -> bool:
+        """One more candidate, for the highest floor that has not had its answer; False if all have."""
+        return any(self.try_for(floor) for floor in self.contest.floors)
+
+    def try_for(self, floor: float) -> bool:
+        """One more candidate for a floor; False if it has its answer."""
         # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
-        measured = {n: one for n, one in measured.items() if len(one.accuracies) > 1 or _hopeless(one, floor)}
-        most = len(measured) + how.most
-        while True:
-            bounds = {number: one.bound for number, one in measured.items()}
-            number = next_candidate(contest.candidates, bounds, floor, images=images, most=most)
-            if number is None:
-                break
-            measured[number] = _measure(source, contest, number, how, floor)
-            _tell(measured[number], floor)
-        passed = [one for one in measured.values() if one.lower >= floor - ROUNDING]
-        winners[floor] = min(passed, key=lambda one: one.size_bytes, default=None)
-    return winners
+        known = {n: one for n, one in self.measured.items() if len(one.accuracies) > 1 or _hopeless(one, floor)}
+        number = next_candidate(
+            self.contest.candidates,
+            {number: one.bound for number, one in known.items()},
+            floor,
+            images=self.images,
+            most=len(known) - self.made[floor] + self.how.most,
+        )
+        if number is None:
+            return False
+        found = self._measure(number, floor)
+        accuracy = sum(found.accuracies) / len(found.accuracies)
+        self.contest.note(
+            Attempt(trial=number, floor=floor, epochs=self.how.epochs, seeds=self.how.seeds, accuracy=accuracy)
+        )
+        _tell(found, floor)
+        return True
+
+    def winner(self, floor: float) -> Confirmed | None:
+        """The smallest that is accepted."""
+        passed = [one for one in self.measured.values() if one.lower >= floor - ROUNDING]
+        return min(passed, key=lambda one: one.size_bytes, default=None)
+
+    def _measure(self, number: int, floor: float) -> Confirmed:
+        self.measured[number] = found = _measure(self.source, self.contest, number, self.how, floor)
+        if floor in self.made:
+            self.made[floor] += 1
+        return found
 
 
 def _hopeless(one: Confirmed, floor: float) -> bool:

@@ -22,7 +22,7 @@ from sweeps.inputs import log_data
 from sweeps.limits import Limits
 from sweeps.progress import Progress, report
 from sweeps.proposing import Aims, Proposer
-from sweeps.scores import Tried
+from sweeps.scores import ROUNDING, Tried
 from sweeps.secrets import masked
 from sweeps.stages.confirming import (
     CONFIRMED_FILE,
@@ -32,6 +32,7 @@ from sweeps.stages.confirming import (
     Contest,
     asks_for_more,
     confirm,
+    probe,
     record,
 )
 from sweeps.stages.describing import study_note
@@ -48,6 +49,8 @@ from sweeps.workers import run_workers
 OTHERS = 1
 """Rules besides the path's that get a trial where a floor lies."""
 WAIT_SECONDS = 0.5
+PROBED = 0.5
+"""Share of a floor's trials after which a candidate of it is confirmed, so that the others know what that brings."""
 LONGER = 3
 """How many times a trial's epochs a confirmation takes, unless it is told."""
 
@@ -195,15 +198,16 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
     starts = Starts(source, study, finetune, screen)
     trials = Trials(starts, request.objective, request.seed)
     proposer = _proposer(study, request, basis, screen, trials)
+    limits = Limits(trials=request.trials, timeout=left(), epochs=request.epochs, epochs_a_trial=trials.epochs_a_trial)
+    probes = _Probes(source, study, request, limits)
     if request.workers > 1:
-        run_workers(request.workers, study.name, device=source.data.device, timeout=left())
+        run_workers(request.workers, study.name, device=source.data.device, timeout=left(), meanwhile=probes)
+    for share in probes.shares:
+        trials.resume()
+        part = replace(limits, share=share)
+        study.run(trials.evaluate, part, proposer, trials.reporter(limits), trials.settle)
+        probes()
     while True:
-        limits = Limits(
-            trials=request.trials,
-            timeout=left(),
-            epochs=request.epochs,
-            epochs_a_trial=trials.epochs_a_trial,
-        )
         trials.resume()
         study.run(trials.evaluate, limits, proposer, trials.reporter(limits), trials.settle)
         if not (study.crew.leads and study.look().running):
@@ -228,13 +232,46 @@ def _confirm_epochs(request: SearchRequest) -> float:
     return LONGER * request.finetune_epochs if request.confirm_epochs is None else request.confirm_epochs
 
 
-def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> dict[float, Confirmed | None]:
-    how = Confirmation(
+def _confirmation(source: Source, request: SearchRequest) -> Confirmation:
+    return Confirmation(
         config=_finetuning(source, request, _confirm_epochs(request)),
         seeds=tuple(request.seed + FRESH + i for i in range(request.confirm_seeds)),
         most=request.confirm_most,
     )
-    winners = confirm(source, Contest.of(study, request.objective, source, how.config), how)
+
+
+class _Probes:
+    """One confirmation for each floor in the middle of its trials, by the leader."""
+
+    def __init__(self, source: Source, study: SparsityStudy, request: SearchRequest, limits: Limits) -> None:
+        self.source, self.study, self.request, self.limits = source, study, request, limits
+        count = len(study.floors)
+        due = {(i + PROBED) / count: floor for i, floor in enumerate(study.floors)}
+        self.due = due if request.confirm_seeds and study.crew.leads else {}
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the study's limits, after which one is due."""
+        return sorted(self.due)
+
+    def __call__(self) -> None:
+        """Make those that are due now."""
+        seen = self.study.look()
+        spent = self.limits.spent(seen.done, seen.epochs)
+        for share in [share for share in self.shares if share <= spent + ROUNDING and seen.done]:
+            floor = self.due.pop(share)
+            if any(attempt.floor == floor for attempt in self.study.attempts):  # in an earlier session
+                continue
+            how = _confirmation(self.source, self.request)
+            probe(self.source, Contest.of(self.study, self.request.objective, self.source, how.config), how, floor)
+
+
+def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> dict[float, Confirmed | None]:
+    how = _confirmation(source, request)
+    terms = {"trials": study.look().done, "most": how.most, "epochs": how.epochs, "seeds": list(how.seeds)}
+    contest = Contest.of(study, request.objective, source, how.config)
+    winners = confirm(source, contest, how, more=study.settled != terms)
+    study.settle(terms)
     artifacts.log_json(record(winners), CONFIRMED_FILE)
     _tag_confirmations({won.run_id for won in winners.values() if won is not None})
     strictest = winners[study.floors[0]]
