@@ -19,7 +19,7 @@ class Confidence:
     """An accuracy measured with several seeds on one set of images."""
 
     mean: float
-    """Over the seeds, in [0, 1]."""
+    """Over the seeds, in [0, 1]; or the average's."""
     seed_std: float
     """Standard deviation over the seeds; 0 for a single one."""
     image_se: float
@@ -28,7 +28,7 @@ class Confidence:
     """Lower end of the one-sided 95 % confidence interval."""
 
 
-def lower_bound(accuracies: Sequence[float], images: int) -> Confidence:
+def lower_bound(accuracies: Sequence[float], images: int, *, average: float | None = None) -> Confidence:
     """The one-sided 95 % lower bound of the accuracy that finetuning with any seed would have on any images.
 
     Two noises add up: of the images, common to all seeds, as Wilson's interval has it (1927; right near 100 % too), and
@@ -39,6 +39,8 @@ def lower_bound(accuracies: Sequence[float], images: int) -> Confidence:
     Args:
         accuracies: one a seed, in [0, 1]; a single one says nothing of the seeds' spread, and is refused.
         images: that each was measured on.
+        average: accuracy of the network with the mean of the seeds' weights, if the bound is to be of that one. Other
+            seeds would change it no more than they would the mean of the accuracies, so it has the same two noises.
 
     Raises:
         ValueError: for fewer than two seeds.
@@ -48,7 +50,8 @@ def lower_bound(accuracies: Sequence[float], images: int) -> Confidence:
     """
     if len(accuracies) < 2:
         raise ValueError("a bound over seeds needs at least two of them")
-    mean, std = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
+    std = float(np.std(accuracies, ddof=1))
+    mean = float(np.mean(accuracies)) if average is None else average
     z = NormalDist().inv_cdf(CONFIDENCE)
     of_images = ((mean - _wilson(mean, images, z)[0]) / z) ** 2
     of_seeds = std**2 / len(accuracies)

@@ -6,13 +6,14 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
 
+from netprune.averaging import average
 from netprune.callbacks import CHECK_IMAGES, NOBODY, Callbacks
 from netprune.data import Dataset
 from netprune.errors import InputError
@@ -238,7 +239,6 @@ def prune_candidate(
         DivergedError: if finetuning diverges.
     """
     seconds: dict[str, float] = {}
-    device = next(dense.parameters()).device
     with _timed(seconds, "prune"):
         pruned = pruned_copy(dense, dataset, sparsity, config.saliency, start=start)
     with _timed(seconds, "evaluate"):
@@ -252,6 +252,57 @@ def prune_candidate(
             model = _finetuned(dense, pruned, dataset, config, callbacks)
     if callbacks.on_finetuned is not None:
         callbacks.on_finetuned(model)
+    return _shipped(_Recovered(model, one_shot, seconds), dense, dataset, header, sparsity, config)
+
+
+def average_candidate(
+    dense: nn.Module,
+    dataset: Dataset,
+    header: PackedHeader,
+    sparsity: Sparsity,
+    networks: Sequence[nn.Module],
+    config: PruneConfig,
+) -> tuple[PruneResult, bytes]:
+    """Average a candidate's networks, take batch statistics again, quantise, pack, and evaluate the file as it loads.
+
+    Args:
+        dense: left as it is; on the device that holds `dataset`.
+        dataset: as for `prune_candidate`.
+        header: of the packed file.
+        sparsity: that the networks were pruned to.
+        networks: finetuned from one start with seeds of their own, before rounding; left as they are.
+        config: how they were finetuned; a codebook is trained anew.
+
+    Returns:
+        The result, whose `one_shot` is of the average before rounding; and the packed file's bytes.
+    """
+    seconds: dict[str, float] = {}
+    model = average(networks)
+    with _timed(seconds, "evaluate"):
+        recalibrate(model, dataset)
+        before = evaluate(model, dataset.val.first(CHECK_IMAGES), dataset)
+    return _shipped(_Recovered(model, before, seconds), dense, dataset, header, sparsity, config)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recovered:
+    """A candidate's network before rounding, how good it was before that, and what it took so far."""
+
+    model: nn.Module
+    before: Evaluation
+    seconds: dict[str, float]
+
+
+def _shipped(
+    recovered: _Recovered,
+    dense: nn.Module,
+    dataset: Dataset,
+    header: PackedHeader,
+    sparsity: Sparsity,
+    config: PruneConfig,
+) -> tuple[PruneResult, bytes]:
+    """Round, pack and score the file."""
+    model, seconds, device = recovered.model, recovered.seconds, next(dense.parameters()).device
     with _timed(seconds, "quantise"):
         quantise_and_train(model, dataset, config.values, finetune=config.finetune, teacher=dense, spared=config.spared)
     with _timed(seconds, "pack"):
@@ -265,7 +316,7 @@ def prune_candidate(
     result = PruneResult(
         asked=dict(sparsity),
         measured=measured_sparsity(shipped),
-        one_shot=one_shot,
+        one_shot=recovered.before,
         val=val,
         dense_bytes=size.dense_bytes,
         nonzero_bytes=size.nonzero_bytes,

@@ -53,6 +53,10 @@ class FloorResult:
     """Fresh ones, with which it was finetuned again."""
     accuracies: tuple[float, ...] = ()
     """Its validation accuracies, one a seed."""
+    average: float | None = None
+    """The same of the network with the mean of their weights, if there is one."""
+    averaged: bool = False
+    """Whether that one ships; else the most accurate does."""
     lower: float = 0.0
     """Lower end of the one-sided 95 % confidence interval of its accuracy."""
 
@@ -63,12 +67,14 @@ class CandidateRow:
 
     name: str
     size_bytes: int
-    """The objective, of the most accurate of its networks."""
+    """The objective, of the network that would ship."""
     epochs: str
     """Of each finetuning."""
     seeds: tuple[int, ...]
     accuracies: tuple[float, ...]
     """Validation, one a seed."""
+    average: float | None
+    """The same of the network with the mean of their weights, if there is one."""
     lower: float | None
     """Lower end of the one-sided 95 % confidence interval; None for a single seed, which leaves none."""
     verdict: str

@@ -16,6 +16,7 @@ from sweeps.command import (
     source_options,
     storage_option,
 )
+from sweeps.stages.confirming import seeded
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest
 from sweeps.stages.searching import SearchOutcome, run_search
@@ -82,8 +83,9 @@ def closing(outcome: SearchOutcome) -> str:
             lines.append(f"  best trial {count(score.size_bytes)} bytes, val {percent(score.accuracy)}")
         if one.confirmed is not None:
             won = one.confirmed
-            seeds = ", ".join(percent(accuracy) for accuracy in won.accuracies)
-            lines.append(f"  confirmed  {count(won.size_bytes)} bytes, val {seeds}: at least {percent(won.lower)}")
+            lines.append(
+                f"  confirmed  {count(won.size_bytes)} bytes, val {seeded(won)}: at least {percent(won.lower)}"
+            )
         elif outcome.confirmed:
             lines.append("  confirmed  none")
     if any(one.confirmed for one in outcome.floors):

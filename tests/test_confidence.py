@@ -64,3 +64,12 @@ def test_least_accuracy_has_the_floor_for_its_lower_bound(floor, images):
 def test_least_accuracy_is_infinite_where_no_mistake_at_all_is_not_enough(floor, images):
     assert lower_bound([1.0, 1.0], images).lower < floor
     assert least_accuracy(floor, images) == float("inf")
+
+
+def test_lower_bound_of_an_average_has_the_noises_of_its_seeds_around_its_own_accuracy():
+    seeds = [0.80, 0.82]
+    of_seeds, of_average = lower_bound(seeds, 5000), lower_bound(seeds, 5000, average=0.83)
+    assert of_average.mean == 0.83
+    assert of_average.seed_std == of_seeds.seed_std
+    assert of_seeds.mean - of_seeds.lower == pytest.approx(of_average.mean - of_average.lower, rel=0.05)
+    assert of_average.lower < lower_bound([0.83, 0.83], 5000).lower

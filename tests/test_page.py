@@ -50,7 +50,8 @@ def network(label, packed_bytes, *, test=True):
 
 def floor_result(floor, accepted, lower):
     """A floor with a confirmed network."""
-    return FloorResult(floor=floor, network=accepted, seeds=(1000, 1001), accuracies=(0.81, 0.8), lower=lower)
+    of = {"seeds": (1000, 1001), "accuracies": (0.81, 0.8), "average": 0.815, "averaged": True}
+    return FloorResult(floor=floor, network=accepted, lower=lower, **of)
 
 
 def trial(number, *, stopped=False):
@@ -102,6 +103,7 @@ def small_page():
                 epochs="3",
                 seeds=(1000,),
                 accuracies=(0.75,),
+                average=None,
                 lower=None,
                 verdict="given up after one seed",
             ),
@@ -111,6 +113,7 @@ def small_page():
                 epochs="3",
                 seeds=(1000, 1001),
                 accuracies=(0.81, 0.8),
+                average=0.815,
                 lower=0.795,
                 verdict="confirmed",
             ),
@@ -240,10 +243,14 @@ def test_page_seconds_are_of_trials_confirmations_and_what_stopped(page):
 
 def test_page_lists_every_candidate_with_its_seeds_and_verdict(page):
     text = Reader(render(page)).text
-    assert "it had 81.00 % (seed 1000), 80.00 % (seed 1001); the most accurate ships." in text
+    seeds = "81.00 % (seed 1000), 80.00 % (seed 1001)"
+    assert f"it had {seeds}, with the mean of their weights 81.50 %; that mean ships." in text
+    worse = replace(page.floors[0], average=0.8, averaged=False)
+    other = Reader(render(replace(page, floors=(worse, *page.floors[1:])))).text
+    assert f"it had {seeds}, with the mean of their weights 80.00 %; the most accurate ships." in other
     assert "All 2 candidates that were finetuned again" in text
     assert "trial 014 180,000 3 75.00 % (seed 1000) given up after one seed" in text
-    assert "trial 012 194,201 3 79.50 % 81.00 % (seed 1000), 80.00 % (seed 1001) confirmed" in text
+    assert f"trial 012 194,201 3 79.50 % {seeds}, with the mean of their weights 81.50 % confirmed" in text
     assert "finetuned again</summary>" not in render(replace(page, candidates=()))
 
 

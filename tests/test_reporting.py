@@ -89,8 +89,10 @@ def test_report_of_a_registered_study_keeps_page_and_figures_in_its_run(searched
     (floor,) = page.floors
     assert floor.network.packed_bytes == won.size_bytes
     assert (floor.seeds, floor.accuracies) == ((FRESH, FRESH + 1), won.accuracies)
+    assert (floor.average, floor.averaged) == (won.average, won.averaged)
     (candidate,) = (one for one in page.candidates if one.verdict == "confirmed")
     assert (candidate.size_bytes, candidate.accuracies) == (won.size_bytes, won.accuracies)
+    assert candidate.average == won.average
     assert candidate.lower == pytest.approx(won.lower)
     assert next(one for one in page.stages if one.name == "finetune").confirmations > 0
     assert "--model-name net10-w2-tiny" in page.repeat.commands[-2].command

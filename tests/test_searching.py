@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import mlflow
+import optuna
 import pytest
 import torch
 from studies import DATA, REQUEST
@@ -19,7 +20,7 @@ from sweeps import artifacts, tracking
 from sweeps.scores import Score
 from sweeps.search_sparsity import closing
 from sweeps.stages import starting, trials
-from sweeps.stages.confirming import CONFIRMED_FILE, EPOCHS, FRESH, SEED, asks_for_more
+from sweeps.stages.confirming import AVERAGE_OF, CONFIRMED_FILE, EPOCHS, FRESH, SEED, asks_for_more
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, study_name
@@ -28,7 +29,12 @@ from sweeps.stages.source import SourceRequest
 from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
 from sweeps.stages.trials import trial_name
+from sweeps.storage import open_storage
 from sweeps.table import percent
+
+
+def begun(run):
+    return run.info.start_time
 
 
 def runs(stage=None):
@@ -97,20 +103,40 @@ def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(searched,
     outcome = searched()
     won = outcome.floors[0].confirmed
     confirmations = [run for run in runs("confirm") if run.data.tags[tracking.TRIAL] == str(won.trial)]
+    (averaged,) = (run for run in confirmations if AVERAGE_OF in run.data.tags)
+    assert averaged.data.tags[AVERAGE_OF] == f"{FRESH},{FRESH + 1}"
+    confirmations.remove(averaged)
     assert {run.data.tags[SEED] for run in confirmations} == {str(FRESH), str(FRESH + 1)}
     results = [json.loads(artifacts.read_artifact(run.info.run_id, "result.json")) for run in confirmations]
     assert sorted(result["seed"] for result in results) == [FRESH, FRESH + 1]  # and not the tag alone
-    digests = {weights_digest(unpack(artifacts.read_artifact(r.info.run_id, PACKED_FILE)).model) for r in confirmations}
-    assert len(digests) == 2
+    networks = [unpack(artifacts.read_artifact(run.info.run_id, PACKED_FILE)).model for run in confirmations]
+    assert len(set(map(weights_digest, networks))) == 2
+    mean = unpack(artifacts.read_artifact(averaged.info.run_id, PACKED_FILE)).model
+    for name, weight in prunable_weights(mean).items():
+        torch.testing.assert_close(weight, sum(prunable_weights(one)[name] for one in networks) / 2)
+    assert won.average == averaged.data.metrics["val_accuracy"]
+    assert won.averaged == (won.average >= sum(won.accuracies) / 2)
     assert {run.data.tags[EPOCHS] for run in confirmations} == {"2"}
     assert won.lower >= outcome.floors[0].floor
-    assert won.lower < sum(won.accuracies) / 2
+    assert won.lower < won.accuracy
     kept = json.loads(artifacts.read_artifact(outcome.run_id, CONFIRMED_FILE))
     assert [entry["run_id"] for entry in kept.values()] == [won.run_id]
     shipped = unpack(artifacts.read_artifact(won.run_id, PACKED_FILE)).model
     accuracy = evaluate(shipped, source.dataset.val, source.dataset).accuracy
-    assert accuracy == max(won.accuracies)
+    assert accuracy == (won.average if won.averaged else max(won.accuracies))
     assert runs("search")[0].data.metrics["confirmed_packed_bytes"] == won.size_bytes
+
+
+def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searched):
+    searched(replace(REQUEST, max_drop=(30.0, 60.0), trials=8))
+    ordered = sorted((run for run in runs() if run.data.tags[tracking.STAGE] in ("trial", "confirm")), key=begun)
+    stages = [run.data.tags[tracking.STAGE] for run in ordered]
+    assert stages.index("confirm") == 2, "half of the first floor's four trials"
+    kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
+    confirmed = [int(run.data.tags[tracking.TRIAL]) for run in ordered if run.data.tags[tracking.STAGE] == "confirm"]
+    assert list(dict.fromkeys(attempt["trial"] for attempt in kept)) == list(dict.fromkeys(confirmed))
+    assert kept[0]["floor"] == max(attempt["floor"] for attempt in kept)
+    assert {tuple(attempt["seeds"]) for attempt in kept} == {(FRESH, FRESH + 1)}
 
 
 def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those_it_has_had(source, monkeypatch):

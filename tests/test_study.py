@@ -25,7 +25,7 @@ from sweeps.proposing import (
     parameters,
     whole,
 )
-from sweeps.scores import Score, Tried, lineage
+from sweeps.scores import Attempt, Score, Tried, lineage
 from sweeps.storage import JOURNAL
 from sweeps.study import FAILURES, SparsityStudy
 
@@ -579,6 +579,43 @@ def test_limits_spent_is_of_the_tightest():
     assert Limits(trials=10, timeout=0.0).spent(4, 0) == 1.0
 
 
+@pytest.mark.parametrize(("share", "done"), [(0.5, 5), (0.25, 3), (1.0, 10)])
+def test_study_run_to_a_share_of_its_limits_stops_there_and_goes_on_from_it(share, done):
+    study = make_study()
+    run(study, cheap, 10, share=share)
+    assert study.look().done == done
+    run(study, cheap, 10)
+    assert study.look().done == 10
+
+
+def test_study_keeps_attempts_for_all_that_open_it():
+    attempts = [
+        Attempt(trial=4, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.79),
+        Attempt(trial=2, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.81),
+    ]
+    study, terms = make_study(), {"trials": 3, "seeds": [1000, 1001], "epochs": 1.5}
+    for attempt in attempts:
+        study.note_attempt(attempt)
+    assert make_study().attempts == attempts
+    assert make_study().settled is None
+    study.settle(terms)
+    assert make_study().settled == terms
+
+
+def test_proposer_is_told_of_the_attempts_so_far():
+    study, seen = make_study(), []
+    attempt = Attempt(trial=0, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8)
+
+    def propose(turn):
+        seen.append(list(turn.attempts))
+        return another(turn)
+
+    run(study, cheap, 1, propose)
+    study.note_attempt(attempt)
+    run(study, cheap, 2, propose)
+    assert seen == [[], [attempt]]
+
+
 def test_proposer_takes_the_floors_one_after_the_other_the_strictest_first():
     study = make_study(0.86, 0.7)
     run(study, cheap, 16, proposer(study))
@@ -607,6 +644,22 @@ def test_aims_are_above_the_floor_by_what_confirmations_do_not_bring():
     # a point an e-fold, from nine epochs to twelve
     assert late == pytest.approx(at_first - 0.01 * math.log(12 / 9), abs=0.001)
     assert Aims(images=5000, epochs=1.0, confirm_epochs=100.0).of(0.8, chain) == 0.8
+
+
+def test_aims_rise_and_fall_by_what_confirmations_were_off():
+    trials = [tried(0, 0.3, 0.80), tried(1, 0.2, 0.79)]
+    aims = Aims(images=5000, epochs=1.0, confirm_epochs=0.5)
+    due = expected(trials, 0.5)
+
+    def attempt(number, off, epochs=0.5):
+        return Attempt(trial=number, floor=0.8, epochs=epochs, seeds=(1, 2), accuracy=due[number] + off)
+
+    usual = aims.of(0.81, trials)
+    assert aims.of(0.81, trials, [attempt(0, -0.004)]) == pytest.approx(usual + 0.004)
+    assert aims.of(0.81, trials, [attempt(0, -0.004), attempt(1, 0.001)]) == pytest.approx(usual + 0.0015)
+    assert aims.of(0.81, trials, [attempt(0, -0.004), attempt(0, -0.002)]) == pytest.approx(usual + 0.002), "the last"
+    assert aims.of(0.81, trials, [attempt(0, -0.004, epochs=6.0)]) == pytest.approx(usual), "of another length"
+    assert aims.of(0.81, trials, [attempt(0, 0.5)]) == 0.81
 
 
 def test_expected_adds_what_longer_training_brings_and_less_to_what_was_trained_long():

@@ -8,7 +8,7 @@ from netprune.confidence import lower_bound
 from sweeps import tracking
 from sweeps.findings import CandidateRow
 from sweeps.scores import ROUNDING
-from sweeps.stages.confirming import EPOCHS, SEED
+from sweeps.stages.confirming import AVERAGE_OF, EPOCHS, SEED
 from sweeps.stages.standing import Standing
 from sweeps.stages.trials import trial_name
 from sweeps.table import percent
@@ -25,17 +25,25 @@ def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:
 
 def _row(standing: Standing, trial: str, epochs: str, runs: Sequence[tracking.FoundRun]) -> CandidateRow:
     study = standing.study
-    accuracies = tuple(run.metrics["val_accuracy"] for run in runs)
+    of_seeds = [run for run in runs if SEED in run.tags]
+    accuracies = tuple(run.metrics["val_accuracy"] for run in of_seeds)
+    average = next((run.metrics["val_accuracy"] for run in runs if AVERAGE_OF in run.tags), None)
+    ships_average = average is not None and average >= sum(accuracies) / len(accuracies)
     # studies from before it was logged do not say how many images they had
     images = study.run.metrics.get("val_images")
-    lower = lower_bound(accuracies, int(images)).lower if images and len(accuracies) > 1 else None
-    most_accurate = max(runs, key=lambda run: run.metrics["val_accuracy"])
+    lower = None
+    if images and len(accuracies) > 1:
+        lower = lower_bound(accuracies, int(images), average=average if ships_average else None).lower
+    ships = max(of_seeds, key=lambda run: run.metrics["val_accuracy"])
+    if ships_average:
+        ships = next(run for run in runs if AVERAGE_OF in run.tags)
     return CandidateRow(
         name=trial_name(int(trial)),
-        size_bytes=int(most_accurate.metrics[study.objective]),
+        size_bytes=int(ships.metrics[study.objective]),
         epochs=epochs,
-        seeds=tuple(int(run.tags[SEED]) for run in runs),
+        seeds=tuple(int(run.tags[SEED]) for run in of_seeds),
         accuracies=accuracies,
+        average=average,
         lower=lower,
         verdict=_verdict(standing, runs, lower),
     )

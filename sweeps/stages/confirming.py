@@ -13,7 +13,7 @@ from netprune.confidence import least_accuracy, lower_bound
 from netprune.confirmation import ROUNDING, Bound, Candidate, image_margin, next_candidate
 from netprune.evaluation import Evaluation
 from netprune.masks import Sparsity
-from netprune.pruning import PruneConfig, prune_candidate
+from netprune.pruning import PruneConfig, PruneResult, average_candidate, prune_candidate
 from netprune.stopping import SHORT
 from sweeps import tracking
 from sweeps.progress import Progress, report
@@ -21,13 +21,14 @@ from sweeps.proposing import expected
 from sweeps.scores import Attempt
 from sweeps.stages.request import as_percent
 from sweeps.stages.source import Source
-from sweeps.stages.starting import fetch_network
+from sweeps.stages.starting import fetch_network, keep_network
 from sweeps.stages.trials import keep_result, result_metrics, seconds, trial_name
 from sweeps.study import SparsityStudy
 from sweeps.table import count, percent, short
 
 CONFIRMED_FILE = "confirmed.json"
-SEED, EPOCHS = "netprune.seed", "netprune.finetune_epochs"
+SEED, AVERAGE_OF, EPOCHS = "netprune.seed", "netprune.average_of", "netprune.finetune_epochs"
+"""Tags of a confirmation's runs: of a finetuning its seed, of an average the seeds; and how long each was finetuned."""
 FRESH = 1000
 """Seeds of confirmations begin this far above the study's own."""
 
@@ -41,30 +42,31 @@ class Confirmed:
     """One a seed."""
     accuracies: tuple[float, ...]
     """Validation, one a seed; a single one where that was hopeless already."""
-    sizes: tuple[int, ...]
-    """The objective, in bytes, one a seed."""
+    average: float | None
+    """The same of the network with the mean of their weights; None where there is none."""
+    run_id: str
+    """Of the network that ships: the average, or where that is worse than the seeds' mean the most accurate."""
+    size_bytes: int
+    """Of the network that ships, the objective."""
     lower: float
     """Lower end of the one-sided 95 % confidence interval of the accuracy."""
 
     @property
-    def chosen(self) -> int:
-        """Which of the seeds' networks ships: the most accurate."""
-        return max(range(len(self.accuracies)), key=self.accuracies.__getitem__)
+    def averaged(self) -> bool:
+        """Whether the average ships."""
+        return self.run_id not in self.run_ids
 
     @property
-    def run_id(self) -> str:
-        """Of the network that ships."""
-        return self.run_ids[self.chosen]
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the network that ships."""
-        return self.sizes[self.chosen]
+    def accuracy(self) -> float:
+        """What its bound is of: the average's, or the mean over the seeds."""
+        if self.averaged and self.average is not None:
+            return self.average
+        return sum(self.accuracies) / len(self.accuracies)
 
     @property
     def bound(self) -> Bound:
         """As the choice of the next candidate takes it."""
-        return Bound(self.size_bytes, sum(self.accuracies) / len(self.accuracies), self.lower)
+        return Bound(self.size_bytes, self.accuracy, self.lower)
 
 
 def asks_for_more(floor: float, dense: Evaluation) -> str:
@@ -202,9 +204,8 @@ class _Arena:
         if number is None:
             return False
         found = self._measure(number, floor)
-        accuracy = sum(found.accuracies) / len(found.accuracies)
         self.contest.note(
-            Attempt(trial=number, floor=floor, epochs=self.how.epochs, seeds=self.how.seeds, accuracy=accuracy)
+            Attempt(trial=number, floor=floor, epochs=self.how.epochs, seeds=self.how.seeds, accuracy=found.accuracy)
         )
         _tell(found, floor)
         return True
@@ -229,43 +230,87 @@ def _measure(source: Source, contest: Contest, number: int, how: Confirmation, f
     images = len(source.dataset.val)
     found: list[tracking.FoundRun] = []
     for seed in how.seeds:
-        found.append(_finetuned(source, contest, number, how.config, seed))
+        found.append(_finetuned(source, contest, number, how, seed))
         accuracies = [run.metrics["val_accuracy"] for run in found]
         if accuracies[0] + SHORT < floor:  # the mean has to be above the floor by the images' margin
             break
     enough = len(accuracies) > 1
+    mean = sum(accuracies) / len(accuracies)
+    ships, average = max(found, key=lambda run: run.metrics["val_accuracy"]), None
+    if enough and how.config.finetune:  # without finetuning the seeds agree
+        averaged = _averaged(source, contest, number, how, found)
+        average = averaged.metrics["val_accuracy"]
+        if average >= mean:
+            ships = averaged
+    of = average if average is not None and average >= mean else None
     return Confirmed(
         trial=number,
         run_ids=tuple(run.run_id for run in found),
         accuracies=tuple(accuracies),
-        sizes=tuple(int(run.metrics[contest.objective]) for run in found),
-        lower=lower_bound(accuracies, images).lower if enough else accuracies[0] - image_margin(floor, images),
+        average=average,
+        run_id=ships.run_id,
+        size_bytes=int(ships.metrics[contest.objective]),
+        lower=lower_bound(accuracies, images, average=of).lower
+        if enough
+        else accuracies[0] - image_margin(floor, images),
     )
 
 
-def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfig, seed: int) -> tracking.FoundRun:
+def _averaged(
+    source: Source, contest: Contest, number: int, how: Confirmation, found: Sequence[tracking.FoundRun]
+) -> tracking.FoundRun:
+    """The run of the average of finetunings: an earlier session's, or a new one."""
+    tags = {tracking.TRIAL: str(number), AVERAGE_OF: ",".join(map(str, how.seeds)), EPOCHS: f"{how.epochs:g}"}
+
+    def candidate(_: Progress) -> tuple[PruneResult, bytes]:
+        networks = [fetch_network(run.run_id, source, how.config) for run in found]
+        return average_candidate(
+            source.model, source.dataset, source.header, contest.sparsities[number], networks, how.config
+        )
+
+    return _run(contest, number, tags, "average", candidate, epochs=0.0)
+
+
+def _finetuned(source: Source, contest: Contest, number: int, how: Confirmation, seed: int) -> tracking.FoundRun:
     """The run of one longer finetuning: an earlier session's, or a new one."""
-    finetune = replace(config.finetune, seed=seed) if config.finetune else None
-    epochs = finetune.epochs * config.share if finetune else 0.0
-    tags = {tracking.TRIAL: str(number), SEED: str(seed), EPOCHS: f"{epochs:g}"}
+    finetune = replace(how.config.finetune, seed=seed) if how.config.finetune else None
+    tags = {tracking.TRIAL: str(number), SEED: str(seed), EPOCHS: f"{how.epochs:g}"}
+
+    def candidate(progress: Progress) -> tuple[PruneResult, bytes]:
+        return prune_candidate(
+            source.model,
+            source.dataset,
+            source.header,
+            contest.sparsities[number],
+            replace(how.config, finetune=finetune),
+            start=contest.network(number),
+            callbacks=Callbacks(
+                on_step=progress, on_finetuned=lambda network: keep_network(network, source, how.config)
+            ),
+        )
+
+    return _run(contest, number, tags, f"seed {seed}", candidate, epochs=how.epochs)
+
+
+def _run(
+    contest: Contest,
+    number: int,
+    tags: Mapping[str, str],
+    what: str,
+    candidate: Callable[[Progress], tuple[PruneResult, bytes]],
+    *,
+    epochs: float,
+) -> tracking.FoundRun:
+    """One network of a candidate in a run of its own, unless the store has it."""
     known = tracking.find_runs({tracking.STAGE: "confirm", tracking.PARENT: contest.run_id, **tags}, limit=1)
     if known:
         return known[0]
-    sparsity = contest.sparsities[number]
-    options = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
-    name = f"confirm {number:03d} seed {seed}"
-    tags |= {tracking.STUDY: contest.name, tracking.SESSION: contest.session}
+    options = {f"sparsity/{layer}": value for layer, value in contest.sparsities[number].items()}
+    name = f"confirm {number:03d} {what}"
+    tags = {**tags, tracking.STUDY: contest.name, tracking.SESSION: contest.session}
     with tracking.tracked_run("confirm", name, options, tags=tags) as run_id:
-        with Progress(f"confirm {number}, seed {seed}") as progress:
-            result, data = prune_candidate(
-                source.model,
-                source.dataset,
-                source.header,
-                sparsity,
-                replace(config, finetune=finetune),
-                start=contest.network(number),
-                callbacks=Callbacks(on_step=progress),
-            )
+        with Progress(f"confirm {number}, {what}") as progress:
+            result, data = candidate(progress)
         keep_result(result, data)
         tracking.log({**result_metrics(result), **seconds(result.seconds), "finetune_epochs": epochs})
         tracking.rename(f"{short(getattr(result, contest.objective), result.val.accuracy)} · {name}")
@@ -274,16 +319,18 @@ def _finetuned(source: Source, contest: Contest, number: int, config: PruneConfi
 
 def record(winners: Mapping[float, Confirmed | None]) -> dict[str, object]:
     """What the study's run keeps, as JSON: floor in percent → the winner's figures, or null."""
-    return {
-        as_percent(floor): None if won is None else asdict(won) | {"run_id": won.run_id, "size_bytes": won.size_bytes}
-        for floor, won in winners.items()
-    }
+    return {as_percent(floor): None if won is None else asdict(won) for floor, won in winners.items()}
+
+
+def seeded(one: Confirmed) -> str:
+    """Its accuracies in words: the seeds', and their average's."""
+    seeds = ", ".join(map(percent, one.accuracies))
+    return seeds if one.average is None else f"{seeds}, averaged {percent(one.average)}"
 
 
 def _tell(one: Confirmed, floor: float) -> None:
     verdict = "accepted" if one.lower >= floor - ROUNDING else "not accepted"
-    seeds = ", ".join(percent(accuracy) for accuracy in one.accuracies)
     report(
-        f"confirm {trial_name(one.trial)}  {count(one.size_bytes)} bytes  val {seeds}  at least {percent(one.lower)}  "
-        f"{verdict} for a floor of {percent(floor)}"
+        f"confirm {trial_name(one.trial)}  {count(one.size_bytes)} bytes  val {seeded(one)}  "
+        f"at least {percent(one.lower)}  {verdict} for a floor of {percent(floor)}"
     )

@@ -63,9 +63,11 @@ def version_note(study: FoundStudy, won: Winner, metrics: Mapping[str, float], l
 def _sure(won: Winner) -> str:
     seeded = zip(won.seeds, won.accuracies, strict=True)
     seeds = ", ".join(f"{percent(accuracy)} (seed {seed})" for seed, accuracy in seeded)
+    if won.average is not None:
+        seeds += f", and with the mean of their weights {percent(won.average)}"
     return (
         f"Floor {percent(won.floor)}: at least {percent(won.lower)} on validation with 95 % confidence. Finetuned "
-        f"again with fresh seeds it had {seeds}; the most accurate ships."
+        f"again with fresh seeds it had {seeds}; {'that mean' if won.averaged else 'the most accurate'} ships."
     )
 
 

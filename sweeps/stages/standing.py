@@ -156,7 +156,15 @@ def _result(standing: Standing, floor: float) -> FloorResult:
         return FloorResult(floor=floor, network=None)
     label = "pruned" if len(standing.study.floors) == 1 else f"floor {percent(floor)}"
     network = _network(standing, won.run, label)
-    return FloorResult(floor=floor, network=network, seeds=won.seeds, accuracies=won.accuracies, lower=won.lower)
+    return FloorResult(
+        floor=floor,
+        network=network,
+        seeds=won.seeds,
+        accuracies=won.accuracies,
+        average=won.average,
+        averaged=won.averaged,
+        lower=won.lower,
+    )
 
 
 def _network(standing: Standing, run: tracking.FoundRun, label: str) -> Network:

@@ -37,6 +37,10 @@ class Winner:
     """Fresh ones, with which it was finetuned again."""
     accuracies: tuple[float, ...]
     """Validation, one a seed."""
+    average: float | None
+    """The same of the network with the mean of their weights, if there is one."""
+    averaged: bool
+    """Whether that one ships; else the most accurate does."""
     lower: float
     """Lower end of the one-sided 95 % confidence interval of the accuracy."""
 
@@ -216,11 +220,13 @@ def open_study_data(study: FoundStudy, request: DataRequest) -> tuple[Dataset, D
 
 
 def _winner(floor: float, kept: Mapping[str, Any]) -> Winner:
-    runs = {run_id: tracking.find_run(run_id) for run_id in kept["run_ids"]}
+    runs = [tracking.find_run(run_id) for run_id in kept["run_ids"]]
     return Winner(
         floor=floor,
-        run=runs[kept["run_id"]],
-        seeds=tuple(int(run.tags[SEED]) for run in runs.values()),
+        run=tracking.find_run(kept["run_id"]),
+        seeds=tuple(int(run.tags[SEED]) for run in runs),
         accuracies=tuple(kept["accuracies"]),
+        average=kept["average"],
+        averaged=kept["run_id"] not in kept["run_ids"],
         lower=kept["lower"],
     )
