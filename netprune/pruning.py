@@ -262,6 +262,8 @@ def average_candidate(
     sparsity: Sparsity,
     networks: Sequence[nn.Module],
     config: PruneConfig,
+    *,
+    callbacks: Callbacks = NOBODY,
 ) -> tuple[PruneResult, bytes]:
     """Average a candidate's networks, take batch statistics again, quantise, pack, and evaluate the file as it loads.
 
@@ -272,6 +274,7 @@ def average_candidate(
         sparsity: that the networks were pruned to.
         networks: finetuned from one start with seeds of their own, before rounding; left as they are.
         config: how they were finetuned; a codebook is trained anew.
+        callbacks: `on_finetuned` is given the average before rounding.
 
     Returns:
         The result, whose `one_shot` is of the average before rounding; and the packed file's bytes.
@@ -281,6 +284,8 @@ def average_candidate(
     with _timed(seconds, "evaluate"):
         recalibrate(model, dataset)
         before = evaluate(model, dataset.val.first(CHECK_IMAGES), dataset)
+    if callbacks.on_finetuned is not None:
+        callbacks.on_finetuned(model)
     return _shipped(_Recovered(model, before, seconds), dense, dataset, header, sparsity, config)
 
 

@@ -34,6 +34,8 @@ class Score:
     """Finetune epochs that it took."""
     start: int | None = None
     """The trial whose network it went on from; None for the dense one."""
+    had: float = 0.0
+    """Finetune epochs that the network had had in all, its confirmation's included where it went on from that."""
 
     def meets(self, floor: float) -> bool:
         """Whether it ran to its end and its accuracy is at the floor."""
@@ -65,7 +67,9 @@ class Attempt:
     """Finetune epochs, with each seed."""
     seeds: tuple[int, ...]
     accuracy: float
-    """Validation, mean over the seeds that were run."""
+    """Validation: what its bound is of."""
+    run_id: str
+    """Of the network that would ship: trials go on from it."""
 
     @classmethod
     def of_json(cls, kept: Mapping[str, Any]) -> Attempt:
@@ -83,9 +87,5 @@ class Tried:
 
 
 def lineage(tried: Sequence[Tried]) -> dict[int, float]:
-    """Number → finetune epochs that its network has had in all, those of the trials that it went on from included."""
-    scores, found = {one.number: one.score for one in tried}, dict[int, float]()
-    for number in sorted(scores):  # a trial goes on from one that ended before it began
-        score = scores[number]
-        found[number] = score.epochs + (0.0 if score.start is None else found[score.start])
-    return found
+    """Number → finetune epochs that its network has had in all, those of what it went on from included."""
+    return {one.number: one.score.had + one.score.epochs for one in tried}

@@ -52,3 +52,12 @@ def short(size_bytes: int, accuracy: float) -> str:
     """
     kilobytes = size_bytes / 1000
     return f"{kilobytes:,.{1 if kilobytes < 10 else 0}f} kB {100 * accuracy:.1f} %"
+
+
+def trial_name(number: int) -> str:
+    """As runs, pages and messages call a trial.
+
+    >>> trial_name(7)
+    'trial 007'
+    """
+    return f"trial {number:03d}"

@@ -28,9 +28,8 @@ from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
 from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
-from sweeps.stages.trials import trial_name
 from sweeps.storage import open_storage
-from sweeps.table import percent
+from sweeps.table import percent, trial_name
 
 
 def begun(run):
@@ -139,28 +138,35 @@ def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searche
     assert {tuple(attempt["seeds"]) for attempt in kept} == {(FRESH, FRESH + 1)}
 
 
-def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those_it_has_had(source, monkeypatch):
-    begun, had = {}, {"dense": 0.0}
+@pytest.mark.parametrize("values", ["fp32", "int8"])
+def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those_it_has_had(
+    source, monkeypatch, values
+):
+    given, had = {}, {"dense": 0.0}
     whole = trials.prune_candidate
 
     def spy(*arguments, start, **options):
-        begun[len(begun)] = (start, arguments[4].had)
+        given[len(given)] = (start, arguments[4].had)
         return whole(*arguments, start=start, **options)
 
     monkeypatch.setattr(trials, "prune_candidate", spy)
-    run_search(source, replace(REQUEST, trials=8, confirm_seeds=0))
-    assert sum(run.data.tags[trials.START] != "dense" for run in runs("trial")) > 1
-    for run in runs("trial"):
-        number, start = int(run.data.tags[tracking.TRIAL]), run.data.tags[trials.START]
-        network, epochs = begun[number]
+    outcome = run_search(source, replace(REQUEST, trials=8, values=values, max_drop=(30.0, 60.0)))
+    kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
+    network_of = {trial_name(int(run.data.tags[tracking.TRIAL])): run.info.run_id for run in runs("trial")}
+    network_of |= {f"{trial_name(one['trial'])}, finetuned longer": one["run_id"] for one in kept}
+    starts = {int(run.data.tags[tracking.TRIAL]): run.data.tags[trials.START] for run in runs("trial")}
+    assert any(name.endswith("finetuned longer") for name in starts.values())
+    for number, start in sorted(starts.items()):
+        network, epochs = given[number]
         assert epochs == had[start]
         had[trial_name(number)] = epochs + REQUEST.finetune_epochs
+        had[f"{trial_name(number)}, finetuned longer"] = had[trial_name(number)] + REQUEST.confirm_epochs
         if start == "dense":
             assert network is None
             continue
-        (parent,) = (r for r in runs("trial") if trial_name(int(r.data.tags[tracking.TRIAL])) == start)
-        kept = unpack(artifacts.read_artifact(parent.info.run_id, PACKED_FILE)).model
-        assert weights_digest(network) == weights_digest(kept)
+        file = FINETUNED_FILE if values != "fp32" else PACKED_FILE
+        assert weights_digest(network) == weights_digest(unpack(artifacts.read_artifact(network_of[start], file)).model)
+    assert outcome.done == 8
 
 
 @pytest.mark.parametrize("values", ["fp32", "codebook:3"])

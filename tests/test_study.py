@@ -479,9 +479,10 @@ def test_study_parameters_in_the_store_are_the_spaces_own():
     assert trials()[0].params.keys() == {DENSITY, f"{OFFSET}a", f"{OFFSET}b"}
 
 
-def tried(number, density, accuracy, *, epochs=1.0, start=None, stopped="", offset=0.0):
-    """Bytes in proportion to density; `offset` is layer a's."""
-    found = score(round(1e6 * density), accuracy, number, epochs=epochs, start=start, stopped=stopped)
+def tried(number, density, accuracy, *, epochs=1.0, start=None, had=None, stopped="", offset=0.0):
+    """Bytes in proportion to density; `offset` is layer a's. Those of a chain that began with 0 had an epoch each."""
+    had = had if had is not None else 0.0 if start is None else start + 1.0
+    found = score(round(1e6 * density), accuracy, number, epochs=epochs, start=start, had=had, stopped=stopped)
     return Tried(number, Point(density=density, offsets={**ZERO, "a": offset}), found)
 
 
@@ -490,7 +491,7 @@ def test_lineage_adds_up_the_epochs_of_all_that_a_trial_went_on_from():
         tried(0, 0.5, 0.9),
         tried(2, 0.3, 0.9, start=0, epochs=0.5),
         tried(3, 0.4, 0.9),
-        tried(5, 0.2, 0.9, start=2),
+        tried(5, 0.2, 0.9, start=2, had=1.5),
     ]
     assert lineage(found) == {0: 1.0, 2: 1.5, 3: 1.0, 5: 2.5}
 
@@ -590,8 +591,8 @@ def test_study_run_to_a_share_of_its_limits_stops_there_and_goes_on_from_it(shar
 
 def test_study_keeps_attempts_for_all_that_open_it():
     attempts = [
-        Attempt(trial=4, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.79),
-        Attempt(trial=2, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.81),
+        Attempt(trial=4, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.79, run_id="r"),
+        Attempt(trial=2, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.81, run_id="r"),
     ]
     study, terms = make_study(), {"trials": 3, "seeds": [1000, 1001], "epochs": 1.5}
     for attempt in attempts:
@@ -604,7 +605,7 @@ def test_study_keeps_attempts_for_all_that_open_it():
 
 def test_proposer_is_told_of_the_attempts_so_far():
     study, seen = make_study(), []
-    attempt = Attempt(trial=0, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8)
+    attempt = Attempt(trial=0, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8, run_id="r")
 
     def propose(turn):
         seen.append(list(turn.attempts))
@@ -652,7 +653,7 @@ def test_aims_rise_and_fall_by_what_confirmations_were_off():
     due = expected(trials, 0.5)
 
     def attempt(number, off, epochs=0.5):
-        return Attempt(trial=number, floor=0.8, epochs=epochs, seeds=(1, 2), accuracy=due[number] + off)
+        return Attempt(trial=number, floor=0.8, epochs=epochs, seeds=(1, 2), accuracy=due[number] + off, run_id="r")
 
     usual = aims.of(0.81, trials)
     assert aims.of(0.81, trials, [attempt(0, -0.004)]) == pytest.approx(usual + 0.004)

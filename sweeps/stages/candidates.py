@@ -10,8 +10,7 @@ from sweeps.findings import CandidateRow
 from sweeps.scores import ROUNDING
 from sweeps.stages.confirming import AVERAGE_OF, EPOCHS, SEED
 from sweeps.stages.standing import Standing
-from sweeps.stages.trials import trial_name
-from sweeps.table import percent
+from sweeps.table import percent, trial_name
 
 
 def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:

@@ -22,9 +22,9 @@ from sweeps.scores import Attempt
 from sweeps.stages.request import as_percent
 from sweeps.stages.source import Source
 from sweeps.stages.starting import fetch_network, keep_network
-from sweeps.stages.trials import keep_result, result_metrics, seconds, trial_name
+from sweeps.stages.trials import keep_result, result_metrics, seconds
 from sweeps.study import SparsityStudy
-from sweeps.table import count, percent, short
+from sweeps.table import count, percent, short, trial_name
 
 CONFIRMED_FILE = "confirmed.json"
 SEED, AVERAGE_OF, EPOCHS = "netprune.seed", "netprune.average_of", "netprune.finetune_epochs"
@@ -205,7 +205,14 @@ class _Arena:
             return False
         found = self._measure(number, floor)
         self.contest.note(
-            Attempt(trial=number, floor=floor, epochs=self.how.epochs, seeds=self.how.seeds, accuracy=found.accuracy)
+            Attempt(
+                trial=number,
+                floor=floor,
+                epochs=self.how.epochs,
+                seeds=self.how.seeds,
+                accuracy=found.accuracy,
+                run_id=found.run_id,
+            )
         )
         _tell(found, floor)
         return True
@@ -265,7 +272,13 @@ def _averaged(
     def candidate(_: Progress) -> tuple[PruneResult, bytes]:
         networks = [fetch_network(run.run_id, source, how.config) for run in found]
         return average_candidate(
-            source.model, source.dataset, source.header, contest.sparsities[number], networks, how.config
+            source.model,
+            source.dataset,
+            source.header,
+            contest.sparsities[number],
+            networks,
+            how.config,
+            callbacks=Callbacks(on_finetuned=lambda network: keep_network(network, source, how.config)),
         )
 
     return _run(contest, number, tags, "average", candidate, epochs=0.0)

@@ -10,7 +10,8 @@ from sweeps.findings import LostTrial, StageSeconds, Stopping, TrialRow
 from sweeps.scores import ROUNDING
 from sweeps.stages.standing import val_accuracy
 from sweeps.stages.studies import FoundStudy
-from sweeps.stages.trials import PASSES, SECONDS, START, STOPPED, trial_name
+from sweeps.stages.trials import PASSES, SECONDS, START, STOPPED
+from sweeps.table import trial_name
 
 EARLY, CONTROL, NOT = "stopped_early", "control", "no"
 

@@ -28,8 +28,7 @@ from sweeps.stages.standing import (
     shown_network,
 )
 from sweeps.stages.studies import FoundStudy, find_study
-from sweeps.stages.trials import trial_name
-from sweeps.table import count, percent, table
+from sweeps.table import count, percent, table, trial_name
 
 PAGE = "report.html"
 

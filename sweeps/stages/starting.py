@@ -16,9 +16,10 @@ from netprune.pruning import PruneConfig, pruned_copy
 from netprune.screening import Screen
 from netprune.starts import MOST, nearest
 from sweeps import artifacts, registry
-from sweeps.scores import Tried
+from sweeps.scores import Attempt, Tried
 from sweeps.stages.source import Source
 from sweeps.study import SparsityStudy
+from sweeps.table import trial_name
 
 PACKED_FILE = f"packed/{registry.MODEL_FILE}"
 FINETUNED_FILE = f"finetuned/{registry.MODEL_FILE}"
@@ -35,6 +36,15 @@ class Start:
     """Of the trial that it comes from; None for the dense one."""
     network: nn.Module | None
     """None for the dense one."""
+    had: float = 0.0
+    """Finetune epochs that it has had in all."""
+    confirmed: bool = False
+    """Whether it is what became of the trial's when it was to be confirmed."""
+
+    def __str__(self) -> str:
+        if self.number is None:
+            return "dense"
+        return f"{trial_name(self.number)}{', finetuned longer' if self.confirmed else ''}"
 
 
 DENSE = Start(None, None)
@@ -59,15 +69,19 @@ class Starts:
         ended = {one.number: one for one in tried if not one.score.stopped}
         at = {number: self.study.space.at(one.point) for number, one in ended.items()}
         near = nearest(self.study.layers, sparsity, at) if self.config.finetune else []
-        starts = [DENSE, *(self.of(ended[number]) for number in near)]
+        longer = {attempt.trial: attempt for attempt in self.study.attempts} if near else {}
+        starts = [DENSE, *(self.of(ended[number], longer.get(number)) for number in near)]
         looked = [self._look(start, sparsity) for start in starts] if near else [(0.0, 0.0)]
         best = min(range(len(starts)), key=lambda i: looked[i][0])
         passes = sum(seconds for _, seconds in looked)
         return starts[best], {"start": passes, "fetch": time.perf_counter() - begun - passes}
 
-    def of(self, tried: Tried) -> Start:
-        """What a trial has become."""
-        return Start(tried.number, self._fetch(tried.score.run_id))
+    def of(self, tried: Tried, longer: Attempt | None = None) -> Start:
+        """What a trial has become; or what that has, finetuned longer to be confirmed."""
+        had = tried.score.had + tried.score.epochs
+        if longer is None:
+            return Start(tried.number, self._fetch(tried.score.run_id), had)
+        return Start(tried.number, self._fetch(longer.run_id), had + longer.epochs, confirmed=True)
 
     def _look(self, start: Start, sparsity: Sparsity) -> tuple[float, float]:
         """What is left to recover, in nats, and the seconds that its passes took."""

@@ -16,8 +16,8 @@ from sweeps import artifacts, registry, tracking
 from sweeps.stages.confirming import CONFIRMED_FILE, SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
 from sweeps.stages.starting import PACKED_FILE
-from sweeps.stages.trials import DENSE_FILE, trial_name
-from sweeps.table import count, percent
+from sweeps.stages.trials import DENSE_FILE
+from sweeps.table import count, percent, trial_name
 
 DENSE = "dense_"
 """What a run's metrics of the dense network begin with, beside those of another."""

@@ -18,15 +18,15 @@ from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control
 from sweeps import artifacts, registry, tracking
 from sweeps.limits import Limits
 from sweeps.progress import Progress, duration, report
-from sweeps.scores import Score, lineage
+from sweeps.scores import Score
 from sweeps.snapshot import Snapshot
 from sweeps.stages.starting import PACKED_FILE, Start, Starts, keep_network
 from sweeps.study import Record
-from sweeps.table import count, percent, short
+from sweeps.table import count, percent, short, trial_name
 
 DENSE_FILE = f"dense/{registry.MODEL_FILE}"
 START = "netprune.start"
-"""Tag: the trial whose network a trial went on from, or `dense`."""
+"""Tag: what a trial went on from: `dense`, or a trial's network, or what that became when it was to be confirmed."""
 SECONDS = "seconds/"
 """Metric, with a stage after it: wall-clock seconds."""
 STOPPED = "stopped"
@@ -77,7 +77,6 @@ class Trials:
         with tracking.tracked_run("trial", trial_name(number), config, tags=tags) as run_id:
             begun = time.perf_counter()
             start, found = self.starts.find(sparsity, seen.tried)
-            had = 0.0 if start.number is None else lineage(seen.tried)[start.number]
             looks = _Looks(self, number, start, seen)
             callbacks = Callbacks(
                 on_check=looks,
@@ -91,7 +90,7 @@ class Trials:
                         self.source.dataset,
                         self.source.header,
                         sparsity,
-                        replace(self.config, had=had),
+                        replace(self.config, had=start.had),
                         start=start.network,
                         callbacks=replace(callbacks, on_step=progress),
                     )
@@ -108,7 +107,7 @@ class Trials:
                 metrics = result_metrics(result)
                 metrics |= _stages({**found, **result.seconds}, between, time.perf_counter() - begun)
             self.idle_since = time.perf_counter()  # what is left is the next trial's `between`
-            self._log(score, metrics)
+            self._log(score, start, metrics)
             tracking.rename(f"{summary(score, self.study.floors)} · {trial_name(number)}")
             record(score)
         return score
@@ -128,6 +127,7 @@ class Trials:
             overruled=looks.verdict,
             epochs=self.epochs_a_trial,
             start=looks.start.number,
+            had=looks.start.had,
         )
 
     def _stopped(self, sparsity: Sparsity, looks: _Looks, reason: str, run_id: str) -> Score:
@@ -146,9 +146,10 @@ class Trials:
             stopped=reason,
             epochs=self.epochs_a_trial * max(looks.checks),
             start=looks.start.number,
+            had=looks.start.had,
         )
 
-    def _log(self, score: Score, metrics: Mapping[str, float]) -> None:
+    def _log(self, score: Score, start: Start, metrics: Mapping[str, float]) -> None:
         """All that a trial has to say in one message: the store is asked once for it, not a dozen times."""
         floors = self.study.floors
         summed = {
@@ -158,7 +159,7 @@ class Trials:
         }
         checks = {"check_accuracy": {round(100 * s): accuracy for s, accuracy in score.checks.items()}}
         tags = {
-            START: "dense" if score.start is None else trial_name(score.start),
+            START: str(start),
             tracking.FEASIBLE: tracking.flag(score.meets(floors[0])),
             "stopped_early": score.stopped or "no",
         }
@@ -207,11 +208,6 @@ class _Looks:
         self.verdict, self.bound = found.reason, found.bound
         if not is_control(self.number, self.trials.seed):
             raise StoppedEarlyError(found.reason)
-
-
-def trial_name(number: int) -> str:
-    """As runs, pages and messages call a trial."""
-    return f"trial {number:03d}"
 
 
 def keep_result(result: PruneResult, data: bytes) -> None:
