@@ -49,6 +49,21 @@ def test_run_workers_gives_them_the_time_that_is_left(monkeypatch, left, told):
     assert [words[3:] for words in started] == [common + told] * 2
 
 
+def test_run_workers_does_something_else_while_they_work(monkeypatch):
+    polls = iter([subprocess.TimeoutExpired("search", 1), subprocess.TimeoutExpired("search", 1), 0])
+    done = []
+
+    def wait(**_):
+        poll = next(polls, 0)
+        if isinstance(poll, Exception):
+            raise poll
+        return poll
+
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: SimpleNamespace(wait=wait, poll=lambda: 0))
+    run_workers(1, "small", device="cpu", timeout=None, meanwhile=lambda: done.append(True))
+    assert len(done) == 3
+
+
 def test_worker_environment_shares_cores_and_gpus_and_leaves_the_run_behind(monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
