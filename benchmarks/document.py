@@ -16,11 +16,12 @@ from torch import nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import Basis, allocation_from
+from netprune.candidate import prune_candidate
 from netprune.evaluation import evaluate
 from netprune.models import Architecture
 from netprune.packing import PackedHeader, header_for, pack, unpack
 from netprune.precision import PRECISIONS, fit_to_device
-from netprune.pruning import finetuning, prune_candidate, pruned_copy
+from netprune.pruning import finetuning, pruned_copy
 from netprune.recalibration import recalibrate
 from netprune.size import measure_size
 

@@ -29,9 +29,9 @@ import torch
 from benchmarks.faults import SCAN, tiny_source
 from benchmarks.postgresql import missing, server
 from benchmarks.setting import finish, print_table
+from netprune.candidate import PruneResult
 from netprune.evaluation import Evaluation
 from netprune.packing import pack
-from netprune.pruning import PruneResult
 from sweeps import tracking
 from sweeps.stages import trials
 from sweeps.stages.request import SearchRequest

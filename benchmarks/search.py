@@ -31,6 +31,7 @@ from torch import nn
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table
 from netprune.allocation import Basis, find_allocator
 from netprune.callbacks import Callbacks
+from netprune.candidate import prune_candidate
 from netprune.confirmation import Candidate, aim
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
@@ -38,7 +39,7 @@ from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
 from netprune.packing import header_for, pack
 from netprune.precision import PRECISIONS, fit_to_device
-from netprune.pruning import PruneConfig, finetuning, prune_candidate
+from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
 from netprune.recovery import GAIN
 from netprune.scanner import scan
@@ -46,7 +47,8 @@ from netprune.seeding import DENSITIES
 from sweeps import tracking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
-from sweeps.stages.confirming import FRESH, Confirmation, Confirmed, Contest, confirm
+from sweeps.stages.confirming import confirm
+from sweeps.stages.longer import FRESH, Confirmation, Confirmed, Contest
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search

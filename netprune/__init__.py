@@ -6,6 +6,7 @@ from netprune.allocation import find_allocator as find_allocator
 from netprune.bounds import find_bounds as find_bounds
 from netprune.budget import fit_bytes as fit_bytes
 from netprune.budget import packed_bytes as packed_bytes
+from netprune.candidate import prune_candidate as prune_candidate
 from netprune.data import load_dataset as load_dataset
 from netprune.errors import DivergedError as DivergedError
 from netprune.errors import InputError as InputError
@@ -22,7 +23,6 @@ from netprune.packing import pack as pack
 from netprune.packing import read_packed as read_packed
 from netprune.pruning import PruneConfig as PruneConfig
 from netprune.pruning import finetuning as finetuning
-from netprune.pruning import prune_candidate as prune_candidate
 from netprune.recipes import TrainConfig as TrainConfig
 from netprune.recipes import recipe as recipe
 from netprune.rules import equal_slope as equal_slope

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from netprune.averaging import average
+from netprune.candidate import average_candidate
 from netprune.evaluation import evaluate
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
-from netprune.pruning import average_candidate, finetuning, prune_and_finetune
+from netprune.pruning import finetuning, prune_and_finetune
 from netprune.quantise import Values
 from netprune.recalibration import recalibrate
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from netprune import training
 from netprune.callbacks import Callbacks
+from netprune.candidate import prune_candidate
 from netprune.compute import Format, choose_compute
 from netprune.data import Dataset, load_dataset
 from netprune.evaluation import evaluate
@@ -22,7 +23,7 @@ from netprune.models import Architecture, build_model, prunable_weights, weights
 from netprune.optimizers import orthogonalised
 from netprune.packing import header_for, unpack
 from netprune.precision import fit_to_device
-from netprune.pruning import finetuning, prune_candidate
+from netprune.pruning import finetuning
 from netprune.quantise import Values
 from netprune.recalibration import recalibrate
 from netprune.recipes import TrainConfig, recipe

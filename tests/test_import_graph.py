@@ -36,6 +36,7 @@ LAYERS = (
     {"rules"},
     {"allocation"},
     {"scanner", "budget", "pruning", "pyfunc"},
+    {"candidate"},
     {"seeding"},
 )
 RANK = {f"netprune.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer} | {"netprune": len(LAYERS)}

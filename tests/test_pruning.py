@@ -7,19 +7,14 @@ import pytest
 import torch
 
 from netprune.callbacks import Callbacks
+from netprune.candidate import RECALIBRATED, prune_candidate
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.gradients import loss_gradients
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
-from netprune.pruning import (
-    RECALIBRATED,
-    PruneConfig,
-    finetuning,
-    prune_and_finetune,
-    prune_candidate,
-)
+from netprune.pruning import PruneConfig, finetuning, prune_and_finetune
 from netprune.quantise import SIGNIFICANT_BITS, Values, round_significand
 from netprune.recalibration import recalibrate
 from netprune.recipes import FINETUNE, TrainConfig

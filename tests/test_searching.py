@@ -20,7 +20,8 @@ from sweeps import artifacts, tracking
 from sweeps.scores import Score
 from sweeps.search_sparsity import closing
 from sweeps.stages import starting, trials
-from sweeps.stages.confirming import AVERAGE_OF, CONFIRMED_FILE, EPOCHS, FRESH, SEED, asks_for_more
+from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
+from sweeps.stages.longer import AVERAGE_OF, EPOCHS, FRESH, SEED
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, study_name

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from netprune.candidate import prune_candidate
 from netprune.data import load_dataset
 from netprune.evaluation import evaluate
 from netprune.loader import normalise
 from netprune.models import Architecture, build_model, prunable_weights, weights_digest
 from netprune.packing import PackedHeader, pack
-from netprune.pruning import PruneConfig, prune_candidate
+from netprune.pruning import PruneConfig
 from netprune.quantise import Values
 from netprune.recipes import TrainConfig
 from netprune.training import train

@@ -8,7 +8,7 @@ from netprune.confidence import lower_bound
 from sweeps import tracking
 from sweeps.findings import CandidateRow
 from sweeps.scores import ROUNDING
-from sweeps.stages.confirming import AVERAGE_OF, EPOCHS, SEED
+from sweeps.stages.longer import AVERAGE_OF, EPOCHS, SEED
 from sweeps.stages.standing import Standing
 from sweeps.table import percent, trial_name
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation
+from netprune.precision import fit_to_device
+from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
@@ -17,6 +19,8 @@ from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.source import Source
 from sweeps.table import percent
 
+LONGER = 3
+"""How many times a trial's epochs a confirmation takes, unless it is told."""
 NO_DROP = "none"
 """What the run of a study says of `max_drop` whose floor is an accuracy."""
 
@@ -62,6 +66,11 @@ class SearchRequest:
     workers: int = 1
     """Processes on this machine; 1 for this one alone."""
     scan: ScanRequest = field(default_factory=ScanRequest)
+
+    @property
+    def longer_epochs(self) -> float:
+        """Finetune epochs of a confirmation, with each seed."""
+        return LONGER * self.finetune_epochs if self.confirm_epochs is None else self.confirm_epochs
 
     def __post_init__(self) -> None:
         for drop in self.max_drop:
@@ -127,3 +136,20 @@ def accuracy_floors(request: SearchRequest, dense: Evaluation) -> tuple[float, .
             f"validation: lower accuracy_floor, or train a better network."
         )
     return (request.accuracy_floor / 100,)
+
+
+def finetuning_for(source: Source, request: SearchRequest, epochs: float) -> PruneConfig:
+    """How candidates of a study are finetuned, in the format that suits the device."""
+    config = finetuning(
+        epochs,
+        saliency=request.scan.saliency,
+        values=Values.parse(request.values),
+        batch_size=request.batch_size,
+        seed=request.seed,
+    )
+    limits = source.bounds.limits if source.bounds else {}
+    config = replace(config, spared=(*source.kept, *limits))
+    if config.finetune is None:
+        return config
+    fitted, _ = fit_to_device(source.model, source.dataset, config.finetune, request.scan.config.precision)
+    return replace(config, finetune=fitted)

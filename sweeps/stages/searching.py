@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from netprune.allocation import Basis
@@ -12,9 +12,6 @@ from netprune.bounds import find_bounds
 from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import Sparsity
 from netprune.packing import pack
-from netprune.precision import fit_to_device
-from netprune.pruning import PruneConfig, finetuning
-from netprune.quantise import Values
 from netprune.screening import Screen
 from netprune.seeding import best_rule, ranked, seed_path
 from sweeps import artifacts, interrupts, tracking
@@ -22,21 +19,21 @@ from sweeps.inputs import log_data
 from sweeps.limits import Limits
 from sweeps.progress import Progress, report
 from sweeps.proposing import Aims, Proposer
-from sweeps.scores import ROUNDING, Tried
+from sweeps.scores import Tried
 from sweeps.secrets import masked
-from sweeps.stages.confirming import (
-    CONFIRMED_FILE,
-    FRESH,
-    Confirmation,
-    Confirmed,
-    Contest,
-    asks_for_more,
-    confirm,
-    probe,
-    record,
-)
+from sweeps.stages.confirming import asks_for_more
+from sweeps.stages.deciding import Probes, confirm_study
 from sweeps.stages.describing import study_note
-from sweeps.stages.request import NO_DROP, SearchRequest, accuracy_floors, as_percent, bounds_record, study_name
+from sweeps.stages.longer import Confirmed
+from sweeps.stages.request import (
+    NO_DROP,
+    SearchRequest,
+    accuracy_floors,
+    as_percent,
+    bounds_record,
+    finetuning_for,
+    study_name,
+)
 from sweeps.stages.scanning import SCANNED, run_scan
 from sweeps.stages.source import Source
 from sweeps.stages.starting import Starts
@@ -49,10 +46,6 @@ from sweeps.workers import run_workers
 OTHERS = 1
 """Rules besides the path's that get a trial where a floor lies."""
 WAIT_SECONDS = 0.5
-PROBED = 0.5
-"""Share of a floor's trials after which a candidate of it is confirmed, so that the others know what that brings."""
-LONGER = 3
-"""How many times a trial's epochs a confirmation takes, unless it is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +138,7 @@ def _at_work(
                 for warning in filter(None, (asks_for_more(floor, dense) for floor in study.floors)):
                     report(warning)
             _try(source, study, request, until)
-        winners = _confirm(source, study, request) if _is_to_confirm(study, request) else {}
+        winners = confirm_study(source, study, request) if _is_to_confirm(study, request) else {}
         seen = study.look()
         outcome = SearchOutcome(
             study.name,
@@ -194,12 +187,12 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
         study.path = seed_path(basis, rule)
         tracking.set_tags({"seed_rule": rule})
         report(f"seeds by {rule}: the best of the rules before any training")
-    finetune = _finetuning(source, request, request.finetune_epochs)
+    finetune = finetuning_for(source, request, request.finetune_epochs)
     starts = Starts(source, study, finetune, screen)
     trials = Trials(starts, request.objective, request.seed)
     proposer = _proposer(study, request, basis, screen, trials)
     limits = Limits(trials=request.trials, timeout=left(), epochs=request.epochs, epochs_a_trial=trials.epochs_a_trial)
-    probes = _Probes(source, study, request, limits)
+    probes = Probes(source, study, request, limits)
     if request.workers > 1:
         run_workers(request.workers, study.name, device=source.data.device, timeout=left(), meanwhile=probes)
     for share in probes.shares:
@@ -223,89 +216,9 @@ def _proposer(study: SparsityStudy, request: SearchRequest, basis: Basis, screen
     aims = Aims(
         images=len(trials.source.dataset.val),
         epochs=trials.epochs_a_trial,
-        confirm_epochs=_confirm_epochs(request) if request.confirm_seeds else None,
+        confirm_epochs=request.longer_epochs if request.confirm_seeds else None,
     )
     return Proposer(study.space, study.floors, aims, others, sampler=request.sampler, seed=request.seed)
-
-
-def _confirm_epochs(request: SearchRequest) -> float:
-    return LONGER * request.finetune_epochs if request.confirm_epochs is None else request.confirm_epochs
-
-
-def _confirmation(source: Source, request: SearchRequest) -> Confirmation:
-    return Confirmation(
-        config=_finetuning(source, request, _confirm_epochs(request)),
-        seeds=tuple(request.seed + FRESH + i for i in range(request.confirm_seeds)),
-        most=request.confirm_most,
-    )
-
-
-class _Probes:
-    """One confirmation for each floor in the middle of its trials, by the leader."""
-
-    def __init__(self, source: Source, study: SparsityStudy, request: SearchRequest, limits: Limits) -> None:
-        self.source, self.study, self.request, self.limits = source, study, request, limits
-        count = len(study.floors)
-        due = {(i + PROBED) / count: floor for i, floor in enumerate(study.floors)}
-        self.due = due if request.confirm_seeds and study.crew.leads else {}
-
-    @property
-    def shares(self) -> list[float]:
-        """Of the study's limits, after which one is due."""
-        return sorted(self.due)
-
-    def __call__(self) -> None:
-        """Make those that are due now."""
-        seen = self.study.look()
-        spent = self.limits.spent(seen.done, seen.epochs)
-        for share in [share for share in self.shares if share <= spent + ROUNDING and seen.done]:
-            floor = self.due.pop(share)
-            if any(attempt.floor == floor for attempt in self.study.attempts):  # in an earlier session
-                continue
-            how = _confirmation(self.source, self.request)
-            probe(self.source, Contest.of(self.study, self.request.objective, self.source, how.config), how, floor)
-
-
-def _confirm(source: Source, study: SparsityStudy, request: SearchRequest) -> dict[float, Confirmed | None]:
-    how = _confirmation(source, request)
-    terms = {"trials": study.look().done, "most": how.most, "epochs": how.epochs, "seeds": list(how.seeds)}
-    contest = Contest.of(study, request.objective, source, how.config)
-    winners = confirm(source, contest, how, more=study.settled != terms)
-    study.settle(terms)
-    artifacts.log_json(record(winners), CONFIRMED_FILE)
-    _tag_confirmations({won.run_id for won in winners.values() if won is not None})
-    strictest = winners[study.floors[0]]
-    if strictest is not None:
-        tracking.log(
-            {
-                f"confirmed_{request.objective}": strictest.size_bytes,
-                "confirmed_val_accuracy": strictest.bound.mean,
-                "confirmed_val_accuracy_lower": strictest.lower,
-            }
-        )
-    return winners
-
-
-def _tag_confirmations(ships: Collection[str]) -> None:
-    """Say of every confirmation whether its network is a floor's confirmed one now: an earlier session's may not be."""
-    for run in tracking.find_runs({tracking.STAGE: "confirm", tracking.PARENT: tracking.active_run_id()}):
-        tracking.set_tags({tracking.CONFIRMED: tracking.flag(run.run_id in ships)}, run.run_id)
-
-
-def _finetuning(source: Source, request: SearchRequest, epochs: float) -> PruneConfig:
-    config = finetuning(
-        epochs,
-        saliency=request.scan.saliency,
-        values=Values.parse(request.values),
-        batch_size=request.batch_size,
-        seed=request.seed,
-    )
-    limits = source.bounds.limits if source.bounds else {}
-    config = replace(config, spared=(*source.kept, *limits))
-    if config.finetune is None:
-        return config
-    fitted, _ = fit_to_device(source.model, source.dataset, config.finetune, request.scan.config.precision)
-    return replace(config, finetune=fitted)
 
 
 def _log_dense(source: Source, dense: Evaluation, floors: Sequence[float]) -> None:

@@ -13,7 +13,8 @@ from netprune.factory import builder
 from netprune.image_folder import IMAGE_SIZE
 from netprune.packing import PackedModel, unpack
 from sweeps import artifacts, registry, tracking
-from sweeps.stages.confirming import CONFIRMED_FILE, SEED
+from sweeps.stages.confirming import CONFIRMED_FILE
+from sweeps.stages.longer import SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
 from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.trials import DENSE_FILE

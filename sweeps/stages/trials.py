@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 from netprune.callbacks import Callbacks
+from netprune.candidate import PruneResult, prune_candidate
 from netprune.errors import DivergedError
 from netprune.evaluation import Evaluation
 from netprune.masks import Sparsity
 from netprune.packing import pack
-from netprune.pruning import PruneResult, prune_candidate, pruned_copy
+from netprune.pruning import pruned_copy
 from netprune.quantise import quantise
 from netprune.size import measure_size
 from netprune.stopping import CHECKS, LearningCurve, hopeless, is_control

@@ -1,0 +1,239 @@
+"""A candidate finetuned on, longer, with fresh seeds, and averaged: each network in a run of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from netprune.callbacks import Callbacks
+from netprune.candidate import PruneResult, average_candidate, prune_candidate
+from netprune.confidence import lower_bound
+from netprune.confirmation import Bound, Candidate, image_margin
+from netprune.masks import Sparsity
+from netprune.pruning import PruneConfig
+from netprune.stopping import SHORT
+from sweeps import tracking
+from sweeps.progress import Progress
+from sweeps.proposing import expected
+from sweeps.scores import Attempt
+from sweeps.stages.source import Source
+from sweeps.stages.starting import fetch_network, keep_network
+from sweeps.stages.trials import keep_result, result_metrics, seconds
+from sweeps.study import SparsityStudy
+from sweeps.table import short
+
+SEED, AVERAGE_OF, EPOCHS = "netprune.seed", "netprune.average_of", "netprune.finetune_epochs"
+"""Tags of a confirmation's runs: of a finetuning its seed, of an average the seeds; and how long each was finetuned."""
+FRESH = 1000
+"""Seeds of confirmations begin this far above the study's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmed:
+    """A trial's network, finetuned on, longer, with fresh seeds."""
+
+    trial: int
+    run_ids: tuple[str, ...]
+    """One a seed."""
+    accuracies: tuple[float, ...]
+    """Validation, one a seed; a single one where that was hopeless already."""
+    average: float | None
+    """The same of the network with the mean of their weights; None where there is none."""
+    run_id: str
+    """Of the network that ships: the average, or where that is worse than the seeds' mean the most accurate."""
+    size_bytes: int
+    """Of the network that ships, the objective."""
+    lower: float
+    """Lower end of the one-sided 95 % confidence interval of the accuracy."""
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the average ships."""
+        return self.run_id not in self.run_ids
+
+    @property
+    def accuracy(self) -> float:
+        """What its bound is of: the average's, or the mean over the seeds."""
+        if self.averaged and self.average is not None:
+            return self.average
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def bound(self) -> Bound:
+        """As the choice of the next candidate takes it."""
+        return Bound(self.size_bytes, self.accuracy, self.lower)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """How candidates are confirmed."""
+
+    config: PruneConfig
+    """The longer finetuning; its seed is replaced by fresh ones."""
+    seeds: tuple[int, ...]
+    """At least 2."""
+    most: int
+    """Candidates of each floor after which no still smaller one is looked for, once one has been accepted."""
+
+    @property
+    def epochs(self) -> float:
+        """Finetune epochs with each seed."""
+        return self.config.finetune.epochs * self.config.share if self.config.finetune else 0.0
+
+    def made(self, attempt: Attempt) -> bool:
+        """Whether an attempt was made in this way."""
+        return attempt.seeds == self.seeds and math.isclose(attempt.epochs, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contest:
+    """What is confirmed: the candidates of one study, for its floors."""
+
+    name: str
+    """Of the study."""
+    run_id: str
+    """Its run, which is open: confirmations are nested under it."""
+    floors: tuple[float, ...]
+    """Each in [0, 1], the highest first."""
+    objective: str
+    """The metric that is minimised."""
+    candidates: tuple[Candidate, ...]
+    sparsities: Mapping[int, Sparsity]
+    """By candidate number."""
+    network: Callable[[int], nn.Module]
+    """A candidate's finetuned network, by its number."""
+    session: str = ""
+    """Of the worker that confirms."""
+    attempts: Sequence[Attempt] = ()
+    """That were made before."""
+    note: Callable[[Attempt], None] = lambda _: None
+    """Is told of each new one."""
+
+    @classmethod
+    def of(cls, study: SparsityStudy, objective: str, source: Source, config: PruneConfig) -> Contest:
+        """A study's trials that ran to their end, and what has been confirmed of them."""
+        seen = study.look()
+        tried = [one for one in seen.tried if not one.score.stopped]
+        epochs = config.finetune.epochs * config.share if config.finetune else 0.0
+        comes_to = expected(seen.tried, epochs)
+        run_ids = {one.number: one.score.run_id for one in tried}
+        return cls(
+            name=study.name,
+            run_id=tracking.active_run_id(),
+            floors=study.floors,
+            objective=objective,
+            candidates=tuple(
+                Candidate(one.number, one.score.size_bytes, one.score.accuracy, comes_to[one.number]) for one in tried
+            ),
+            sparsities={one.number: study.space.at(one.point) for one in tried},
+            network=lambda number: fetch_network(run_ids[number], source, config),
+            session=study.crew.key,
+            attempts=study.attempts,
+            note=study.note_attempt,
+        )
+
+
+def hopeless(one: Confirmed, floor: float) -> bool:
+    """Whether its first seed says already that no mean will be above a floor by the images' margin."""
+    return one.accuracies[0] + SHORT < floor
+
+
+def measure(source: Source, contest: Contest, number: int, how: Confirmation, floor: float) -> Confirmed:
+    """Finetune a candidate with every seed, unless the first is hopeless for a floor, and average."""
+    images = len(source.dataset.val)
+    found: list[tracking.FoundRun] = []
+    for seed in how.seeds:
+        found.append(_finetuned(source, contest, number, how, seed))
+        accuracies = [run.metrics["val_accuracy"] for run in found]
+        if accuracies[0] + SHORT < floor:  # the mean has to be above the floor by the images' margin
+            break
+    enough = len(accuracies) > 1
+    mean = sum(accuracies) / len(accuracies)
+    ships, average = max(found, key=lambda run: run.metrics["val_accuracy"]), None
+    if enough and how.config.finetune:  # without finetuning the seeds agree
+        averaged = _averaged(source, contest, number, how, found)
+        average = averaged.metrics["val_accuracy"]
+        if average >= mean:
+            ships = averaged
+    of = average if average is not None and average >= mean else None
+    return Confirmed(
+        trial=number,
+        run_ids=tuple(run.run_id for run in found),
+        accuracies=tuple(accuracies),
+        average=average,
+        run_id=ships.run_id,
+        size_bytes=int(ships.metrics[contest.objective]),
+        lower=lower_bound(accuracies, images, average=of).lower
+        if enough
+        else accuracies[0] - image_margin(floor, images),
+    )
+
+
+def _averaged(
+    source: Source, contest: Contest, number: int, how: Confirmation, found: Sequence[tracking.FoundRun]
+) -> tracking.FoundRun:
+    """The run of the average of finetunings: an earlier session's, or a new one."""
+    tags = {tracking.TRIAL: str(number), AVERAGE_OF: ",".join(map(str, how.seeds)), EPOCHS: f"{how.epochs:g}"}
+
+    def candidate(_: Progress) -> tuple[PruneResult, bytes]:
+        networks = [fetch_network(run.run_id, source, how.config) for run in found]
+        return average_candidate(
+            source.model,
+            source.dataset,
+            source.header,
+            contest.sparsities[number],
+            networks,
+            how.config,
+            callbacks=Callbacks(on_finetuned=lambda network: keep_network(network, source, how.config)),
+        )
+
+    return _run(contest, number, tags, "average", candidate, epochs=0.0)
+
+
+def _finetuned(source: Source, contest: Contest, number: int, how: Confirmation, seed: int) -> tracking.FoundRun:
+    """The run of one longer finetuning: an earlier session's, or a new one."""
+    finetune = replace(how.config.finetune, seed=seed) if how.config.finetune else None
+    tags = {tracking.TRIAL: str(number), SEED: str(seed), EPOCHS: f"{how.epochs:g}"}
+
+    def candidate(progress: Progress) -> tuple[PruneResult, bytes]:
+        return prune_candidate(
+            source.model,
+            source.dataset,
+            source.header,
+            contest.sparsities[number],
+            replace(how.config, finetune=finetune),
+            start=contest.network(number),
+            callbacks=Callbacks(
+                on_step=progress, on_finetuned=lambda network: keep_network(network, source, how.config)
+            ),
+        )
+
+    return _run(contest, number, tags, f"seed {seed}", candidate, epochs=how.epochs)
+
+
+def _run(
+    contest: Contest,
+    number: int,
+    tags: Mapping[str, str],
+    what: str,
+    candidate: Callable[[Progress], tuple[PruneResult, bytes]],
+    *,
+    epochs: float,
+) -> tracking.FoundRun:
+    """One network of a candidate in a run of its own, unless the store has it."""
+    known = tracking.find_runs({tracking.STAGE: "confirm", tracking.PARENT: contest.run_id, **tags}, limit=1)
+    if known:
+        return known[0]
+    options = {f"sparsity/{layer}": value for layer, value in contest.sparsities[number].items()}
+    name = f"confirm {number:03d} {what}"
+    tags = {**tags, tracking.STUDY: contest.name, tracking.SESSION: contest.session}
+    with tracking.tracked_run("confirm", name, options, tags=tags) as run_id:
+        with Progress(f"confirm {number}, {what}") as progress:
+            result, data = candidate(progress)
+        keep_result(result, data)
+        tracking.log({**result_metrics(result), **seconds(result.seconds), "finetune_epochs": epochs})
+        tracking.rename(f"{short(getattr(result, contest.objective), result.val.accuracy)} · {name}")
+    return tracking.find_run(run_id)
