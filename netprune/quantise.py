@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,7 +28,8 @@ CODEBOOK_BITS = range(2, 9)
 FP16_MAX = 65504.0
 INT8_MAX = 127
 RATE_WEIGHT, RATE_BITS = 0.01, 4
-"""Of a bit in the objective of codebooks of up to 4 bits, in mean squares of the network's kept weights; half of it for
+"""Of a bit in the objective of codebooks of up to 4 bits, in mean squares of the tensor's own kept weights: what a
+layer's rounding does is to be held against what the layer does, and wide layers have small weights. Half of it for
 every bit more, or a larger codebook would hardly be used."""
 DROP_ROUNDS = 4
 LLOYD_STEPS = 100
@@ -105,9 +106,9 @@ def quantise(model: nn.Module, values: Values, spared: Collection[str] = ()) -> 
         if not largest <= (FP16_MAX if values.kind == "fp16" else torch.finfo(torch.float32).max):  # NaN too
             raise InputError(f"{name} has a weight of {largest:g}, which {values} cannot hold.")
     if values.kind == "codebook":
-        rate_weight = RATE_WEIGHT * 0.5 ** max(values.bits - RATE_BITS, 0) * _mean_square(weights.values())
+        rate_weight = RATE_WEIGHT * 0.5 ** max(values.bits - RATE_BITS, 0)
         labels = {
-            name: _labels(weight, 2**values.bits, rate_weight, drop=name not in spared)
+            name: _labels(weight, 2**values.bits, rate_weight * _mean_square(weight), drop=name not in spared)
             for name, weight in weights.items()
         }
         settle(model, labels)
@@ -199,11 +200,10 @@ def _int8(weight: Tensor) -> Tensor:
     return (multiples * steps).view(weight.shape)
 
 
-def _mean_square(weights: Iterable[Tensor]) -> float:
-    """Of all weights that are not zero; 0 if there are none."""
-    kept = [weight.detach()[weight != 0].double() for weight in weights]
-    count = sum(len(values) for values in kept)
-    return sum(float(values.square().sum()) for values in kept) / count if count else 0.0
+def _mean_square(weight: Tensor) -> float:
+    """Of the values that are not zero; 0 if there are none."""
+    kept = weight.detach()[weight != 0].double()
+    return float(kept.square().mean()) if len(kept) else 0.0
 
 
 def _labels(weight: Tensor, entries: int, rate_weight: float, *, drop: bool) -> Tensor:

@@ -253,6 +253,14 @@ def test_round_significand_to_eleven_bits_equals_fp16_and_keeps_what_is_not_fini
     torch.testing.assert_close(rounded[6:], values[6:], rtol=2**-11, atol=0)
 
 
+def test_codebook_of_a_layer_is_the_same_whatever_the_scale_of_another(tiny_net):
+    scaled = copy.deepcopy(tiny_net)
+    with torch.no_grad():  # as batch normalisation would undo; wide layers have small weights
+        prunable_weights(scaled)["conv3.0.weight"].mul_(2.0**-7)
+    labels, others = (quantise(net, Values.parse("codebook:4")) for net in (tiny_net, scaled))
+    assert all(torch.equal(labels[name], others[name]) for name in labels)
+
+
 def test_codebook_without_a_rate_equals_k_means():
     values = np.sort(np.random.default_rng(0).normal(size=4000))
     book, edges = entropy_constrained_codebook(values, 8, 0.0)
