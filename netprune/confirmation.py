@@ -11,6 +11,8 @@ from netprune.confidence import least_accuracy
 from netprune.recovery import NOISE
 
 ROUNDING = 1e-9
+ALIKE = 0.005
+"""Of accuracies: see `surprise`."""
 LEAST_CHANCE = 0.1
 """Of passing: candidates with less are not worth their finetunings."""
 UNSURE = NOISE * math.sqrt(1.5)
@@ -56,9 +58,25 @@ def aim(floor: float, images: int, gain: float) -> float:
     return max(floor, floor + image_margin(floor, images) - gain)
 
 
-def surprise(off: Sequence[float]) -> float:
-    """By how much more than expected the next confirmation should bring, from what the others were off; 0 for none."""
-    return sum(off) / len(off) if off else 0.0
+def surprise(made: Sequence[tuple[float, float]], near: float) -> float:
+    """By how much more than expected a confirmation should come to, from those that were made; 0 where none was.
+
+    What finetuning longer brings grows with what a network lacks, so those that were expected to come to much the same
+    count most: by a Gaussian of half a point, in which the nearest counts in full.
+
+    Args:
+        made: what was expected of each and what it came to, in [0, 1].
+        near: accuracy of the next.
+
+    >>> surprise([], 0.8), round(surprise([(0.8, 0.83), (0.8, 0.81), (0.9, 0.7)], 0.8), 3)
+    (0.0, 0.02)
+    >>> round(surprise([(0.9, 0.89)], 0.8), 3)
+    -0.01
+    """
+    away = [abs(expected - near) / ALIKE for expected, _ in made]
+    weights = [math.exp(-0.5 * (distance**2 - min(away) ** 2)) for distance in away]
+    off = (weight * (came - expected) for weight, (expected, came) in zip(weights, made, strict=True))
+    return sum(off) / sum(weights) if made else 0.0
 
 
 def next_candidate(
@@ -67,7 +85,7 @@ def next_candidate(
     """The number of the next candidate, or None when the search has its answer.
 
     The smallest first, of those that may be expected to pass: what a candidate is expected to come to, plus how far
-    the others were off on average, less the bound's margin. Once one has been accepted, the smaller one with the most
+    the others were off (`surprise`), less the bound's margin. Once one has been accepted, the smaller one with the most
     to win: its chance of passing times the logarithm of what it would save; so smaller ones follow if longer
     finetunings give more than was expected. While none is accepted, larger ones follow if they give less; and
     when none is expected to pass, feasible trials larger than all that failed have their chance, the most accurate
@@ -82,7 +100,7 @@ def next_candidate(
     """
     margin = image_margin(floor, images)
     known = {candidate.number: candidate for candidate in candidates}
-    off = surprise([bound.mean - known[number].expected for number, bound in measured.items()])
+    off = surprise([(known[n].expected, bound.mean) for n, bound in measured.items()], floor + margin)
     left = [candidate for candidate in candidates if candidate.number not in measured]
 
     def to_spare(one: Candidate) -> float:

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from netprune.confirmation import aim, surprise
+from netprune.confirmation import aim, image_margin, surprise
 from netprune.masks import Sparsity
 from netprune.recovery import Recovery
 from netprune.search_space import REACH, Point, Space
@@ -76,7 +76,8 @@ class Aims:
         gain = outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs)
         comes_to = expected(tried, self.confirm_epochs)
         last = {one.trial: one.accuracy for one in attempts if math.isclose(one.epochs, self.confirm_epochs)}
-        off = surprise([accuracy - comes_to[number] for number, accuracy in last.items()])
+        needed = floor + image_margin(floor, self.images)
+        off = surprise([(comes_to[number], accuracy) for number, accuracy in last.items()], needed)
         return aim(floor, self.images, gain + off)
 
 

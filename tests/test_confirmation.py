@@ -73,6 +73,15 @@ def test_next_candidate_weighs_what_a_smaller_one_saves_against_its_chance():
     assert next_candidate([accepted, some, much], measured, FLOOR, images=IMAGES, most=4) == 2
 
 
+def test_next_candidate_heeds_what_those_of_much_the_same_accuracy_gained():
+    # at an accuracy far above, longer finetuning lost; near the floor it gained
+    candidates = [Candidate(0, 900, 0.86, 0.87), Candidate(1, 500, 0.8, 0.81), Candidate(2, 300, 0.79, 0.80)]
+    measured = {0: Bound(900, 0.85, 0.84), 1: Bound(500, 0.83, 0.82)}
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, most=4) == 2
+    worse = {0: Bound(900, 0.85, 0.84), 1: Bound(500, 0.81, 0.80)}
+    assert next_candidate(candidates, worse, FLOOR, images=IMAGES, most=4) is None
+
+
 def test_next_candidate_stops_going_down_after_the_most_allowed():
     assert walk(MARGIN + 0.01, most=1) == ([2], 2)
 
