@@ -21,6 +21,8 @@ DENSITIES = tuple(float(d) for d in np.geomspace(0.004, 0.6, 9))
 FIRST, STEP, CLOSE = 0.2, 2.5, 1.3
 """The first density that is tried, the largest factor to the next, and the factor between
 densities on the two sides of an aim at which they are close enough."""
+SHORT = 3
+"""How many times as long as a network another may have been trained, for that network to say where the aim lies."""
 ALIKE = 0.15
 """How far apart the offsets of two points may be, at most, if they are to count as one allocation."""
 
@@ -114,7 +116,7 @@ def boundary(seen: Sequence[Seen], aim: float, *, more: float, least: float, mos
     plane fitted to them (`Recovery`) crosses the aim. What the plane says is held between the densities that are known
     to lie on the two sides, or within a factor of the known one. One that is above the aim by no more than finetunings
     differ by is the boundary. A density that falls short above one that does not is noise, and does not
-    count.
+    count; nor does a network that was trained less than a third as long as another.
 
     Args:
         seen: trials on the path.
@@ -131,12 +133,14 @@ def boundary(seen: Sequence[Seen], aim: float, *, more: float, least: float, mos
     """
     if not seen:
         return Boundary(min(most, max(least, FIRST)), None)
-    near = min(seen, key=lambda one: abs(one.accuracy - aim))
+    longest = max(one.epochs for one in seen)
+    heard = [one for one in seen if one.epochs * SHORT >= longest]
+    near = min(heard, key=lambda one: abs(one.accuracy - aim))
     columns = [[getattr(one, name) for one in seen] for name in ("density", "epochs", "accuracy")]
     plane, will = Recovery.fit(*columns, near=near.density), near.epochs + more
     grown = {
         one.density: one.accuracy + max(0.0, plane.more(one.epochs, will))
-        for one in sorted(seen, key=lambda one: one.epochs)  # of one density, what was trained longest counts
+        for one in sorted(heard, key=lambda one: one.epochs)  # of one density, what was trained longest counts
     }
     high = min((density for density, accuracy in grown.items() if accuracy >= aim), default=None)
     low = max((d for d, a in grown.items() if a < aim and (high is None or d < high)), default=None)

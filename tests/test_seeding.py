@@ -77,6 +77,15 @@ def test_boundary_moves_down_with_the_training_that_networks_have_had():
     assert grown.wanted < 0.2
 
 
+def test_boundary_does_not_heed_a_failure_after_far_less_training_below_a_success():
+    # a search that had come down to 0.1 and 0.12 by steps; 0.08 had been pruned in one shot before
+    chain = [(0.2, 0.79, 1), (0.12, 0.815, 4), (0.1, 0.81, 5)]
+    unheeded = boundary(seen(*chain, (0.08, 0.77, 1)), 0.79, more=1.0, **LIMITS)
+    assert unheeded.met == 0.1
+    assert unheeded.wanted < 0.075
+    assert boundary(seen(*chain, (0.08, 0.77, 5)), 0.79, more=1.0, **LIMITS) == Boundary(None, 0.1), "near enough"
+
+
 def test_boundary_of_one_density_takes_what_was_trained_longest():
     twice = [*seen((0.2, 0.79, 1), (0.2, 0.81, 3)), *seen((0.1, 0.7, 3))]
     assert boundary(twice, 0.8, more=0.0, **LIMITS).met == 0.2
