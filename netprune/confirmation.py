@@ -58,7 +58,7 @@ def aim(floor: float, images: int, gain: float) -> float:
     return max(floor, floor + image_margin(floor, images) - gain)
 
 
-def surprise(made: Sequence[tuple[float, float]], near: float) -> float:
+def surprise(made: Sequence[tuple[float, float]], near: float, doubt: float = 0.0) -> float:
     """By how much more than expected a confirmation should come to, from those that were made; 0 where none was.
 
     What finetuning longer brings grows with what a network lacks, so those that were expected to come to much the same
@@ -67,16 +67,19 @@ def surprise(made: Sequence[tuple[float, float]], near: float) -> float:
     Args:
         made: what was expected of each and what it came to, in [0, 1].
         near: accuracy of the next.
+        doubt: so many that had been as expected are supposed beside them.
 
     >>> surprise([], 0.8), round(surprise([(0.8, 0.83), (0.8, 0.81), (0.9, 0.7)], 0.8), 3)
     (0.0, 0.02)
     >>> round(surprise([(0.9, 0.89)], 0.8), 3)
     -0.01
+    >>> round(surprise([(0.9, 0.89)], 0.8, doubt=1), 3)
+    -0.005
     """
     away = [abs(expected - near) / ALIKE for expected, _ in made]
     weights = [math.exp(-0.5 * (distance**2 - min(away) ** 2)) for distance in away]
     off = (weight * (came - expected) for weight, (expected, came) in zip(weights, made, strict=True))
-    return sum(off) / sum(weights) if made else 0.0
+    return sum(off) / (sum(weights) + doubt) if made else 0.0
 
 
 def next_candidate(

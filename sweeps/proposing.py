@@ -33,6 +33,8 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
 }
 """Optuna's, and the control."""
+DOUBT = 1.0
+"""See `surprise`: one confirmation that fails by an image of few must not send the trials up where accuracy is flat."""
 UNTRAINED = 0.05
 """Finetune epochs that a network counts as having had that has had none."""
 
@@ -77,7 +79,8 @@ class Aims:
         comes_to = expected(tried, self.confirm_epochs)
         last = {one.trial: one.accuracy for one in attempts if math.isclose(one.epochs, self.confirm_epochs)}
         needed = floor + image_margin(floor, self.images)
-        off = surprise([(comes_to[number], accuracy) for number, accuracy in last.items()], needed)
+        made = [(comes_to[number], accuracy) for number, accuracy in last.items()]
+        off = surprise(made, needed, DOUBT)
         return aim(floor, self.images, gain + off)
 
 

@@ -196,6 +196,8 @@ def start(project):
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
+                # what a shell started in the background ignores SIGINT, and hands that on
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         )
         return started[-1]
