@@ -13,6 +13,8 @@ from netprune.recovery import NOISE
 ROUNDING = 1e-9
 ALIKE = 0.005
 """Of accuracies: see `surprise`."""
+WITHIN = 0.005
+"""By how much a network's accuracy may lack what a bound needs, for the same finetuning once more to bring it."""
 LEAST_CHANCE = 0.1
 """Of passing: candidates with less are not worth their finetunings."""
 UNSURE = NOISE * math.sqrt(1.5)
@@ -125,3 +127,22 @@ def next_candidate(
     if larger:
         return max(larger, key=lambda c: (c.accuracy, c.size_bytes)).number
     return None
+
+
+def next_repeat(measured: Mapping[int, Bound], floor: float, *, images: int) -> int | None:
+    """The number of the candidate to finetune once more, from what it has become, where none is accepted and nothing
+    else is left: the one that lacks least, the smaller of equals. None if one is accepted, or all lack too much.
+
+    Args:
+        measured: by candidate number.
+        floor: in [0, 1].
+        images: that accuracies are measured on.
+
+    >>> next_repeat({3: Bound(900, 0.806, 0.797), 4: Bound(700, 0.807, 0.798)}, 0.8, images=5000)
+    4
+    """
+    if any(bound.lower >= floor - ROUNDING for bound in measured.values()):
+        return None
+    least = floor + image_margin(floor, images) - WITHIN
+    near = [number for number, bound in measured.items() if bound.mean >= least]
+    return max(near, key=lambda n: (measured[n].mean, -measured[n].size_bytes), default=None)

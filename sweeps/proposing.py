@@ -77,7 +77,8 @@ class Aims:
         outlook = _Outlook(tried, floor, self.epochs)
         gain = outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs)
         comes_to = expected(tried, self.confirm_epochs)
-        last = {one.trial: one.accuracy for one in attempts if math.isclose(one.epochs, self.confirm_epochs)}
+        alike = [one for one in attempts if math.isclose(one.brought, self.confirm_epochs)]
+        last = {one.trial: one.accuracy for one in alike}
         needed = floor + image_margin(floor, self.images)
         made = [(comes_to[number], accuracy) for number, accuracy in last.items()]
         off = surprise(made, needed, DOUBT)

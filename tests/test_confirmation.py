@@ -2,7 +2,7 @@
 
 import pytest
 
-from netprune.confirmation import Bound, Candidate, aim, image_margin, next_candidate
+from netprune.confirmation import WITHIN, Bound, Candidate, aim, image_margin, next_candidate, next_repeat
 
 IMAGES, FLOOR = 5000, 0.80
 MARGIN = image_margin(FLOOR, IMAGES)
@@ -105,6 +105,27 @@ def test_next_candidate_below_the_floor_that_is_expected_to_rise_is_taken():
 @pytest.mark.parametrize("candidates", [[], [candidate(0, 100, 0.7)]], ids=["nobody", "nobody feasible"])
 def test_next_candidate_without_a_feasible_trial_is_none(candidates):
     assert next_candidate(candidates, {}, FLOOR, images=IMAGES, most=4) is None
+
+
+NEEDED = FLOOR + MARGIN
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ({}, None),
+        ({0: NEEDED - 0.001, 1: NEEDED - 0.003}, 0),
+        ({0: NEEDED - 0.002, 1: NEEDED - 0.002}, 1),
+        ({0: NEEDED - 0.001, 1: NEEDED + 0.001}, None),
+        ({0: NEEDED - WITHIN - 0.001}, None),
+        ({0: NEEDED - WITHIN + 0.001}, 0),
+    ],
+    ids=["nobody", "lacks least", "smaller of equals", "one is accepted", "lacks too much", "just near enough"],
+)
+def test_next_repeat_is_the_one_that_lacks_least_while_none_is_accepted(means, expected):
+    sizes = {0: 900, 1: 500}
+    measured = {number: Bound(sizes[number], mean, mean - MARGIN) for number, mean in means.items()}
+    assert next_repeat(measured, FLOOR, images=IMAGES) == expected
 
 
 def test_image_margin_is_what_a_bound_at_the_floor_lacks():

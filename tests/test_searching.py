@@ -19,7 +19,8 @@ from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
 from sweeps.scores import Score
 from sweeps.search_sparsity import closing
-from sweeps.stages import starting, trials
+from sweeps.stages import confirming, longer, starting, trials
+from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
 from sweeps.stages.longer import AVERAGE_OF, EPOCHS, FRESH, SEED
 from sweeps.stages.registering import registered_lines, run_register, summary_table
@@ -27,6 +28,7 @@ from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, study_name
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
+from sweeps.stages.standing import Standing
 from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
 from sweeps.storage import open_storage
@@ -131,12 +133,62 @@ def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searche
     searched(replace(REQUEST, max_drop=(30.0, 60.0), trials=8))
     ordered = sorted((run for run in runs() if run.data.tags[tracking.STAGE] in ("trial", "confirm")), key=begun)
     stages = [run.data.tags[tracking.STAGE] for run in ordered]
-    assert stages.index("confirm") == 2, "half of the first floor's four trials"
+    assert stages.index("confirm") == 2, "a third of the first floor's four trials"
     kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
     confirmed = [int(run.data.tags[tracking.TRIAL]) for run in ordered if run.data.tags[tracking.STAGE] == "confirm"]
     assert list(dict.fromkeys(attempt["trial"] for attempt in kept)) == list(dict.fromkeys(confirmed))
     assert kept[0]["floor"] == max(attempt["floor"] for attempt in kept)
     assert {tuple(attempt["seeds"]) for attempt in kept} == {(FRESH, FRESH + 1)}
+
+
+def test_search_among_whose_first_trials_none_is_promising_confirms_the_nearest(source, monkeypatch):
+    monkeypatch.setattr(confirming, "next_candidate", lambda *_, **__: None)
+    monkeypatch.setattr(confirming, "next_repeat", lambda *_, **__: None)
+    monkeypatch.setattr(
+        longer, "expected", lambda tried, _: {one.number: (0.7, 0.9, 0.8, *[0.0] * 5)[one.number] for one in tried}
+    )
+    run_search(source, replace(REQUEST, trials=8, finetune_epochs=0.25, confirm_epochs=0.5))
+    ordered = sorted((run for run in runs() if run.data.tags[tracking.STAGE] in ("trial", "confirm")), key=begun)
+    assert [run.data.tags[tracking.STAGE] for run in ordered].index("confirm") == 3, "a third of eight trials"
+    (kept,) = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
+    assert kept["trial"] == 1
+
+
+@pytest.mark.parametrize("values", ["fp32", "int8"])
+def test_search_that_accepts_none_goes_on_with_what_the_nearest_has_become(source, monkeypatch, capsys, values):
+    begun_with, whole = {}, longer.prune_candidate
+
+    def strict(*arguments):
+        found = longer.measure(*arguments)
+        return found if arguments[-1] else replace(found, lower=0.0)  # at a first turn nothing is accepted
+
+    def spy(*arguments, start, **options):
+        begun_with[arguments[4].finetune.seed] = weights_digest(start)
+        return whole(*arguments, start=start, **options)
+
+    monkeypatch.setattr(confirming, "measure", strict)
+    monkeypatch.setattr(longer, "prune_candidate", spy)
+    request = replace(REQUEST, trials=2, values=values, max_drop=(70.0,))
+    outcome = run_search(source, request)
+    kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
+    *failed, repeated = kept
+    assert [one["turn"] for one in kept] == [0, 0, 1]
+    assert repeated["seeds"] == [FRESH + 2, FRESH + 3]
+    first = next(one for one in failed if one["trial"] == repeated["trial"])
+    assert first["accuracy"] == max(one["accuracy"] for one in failed)
+    file = FINETUNED_FILE if values != "fp32" else PACKED_FILE
+    became = weights_digest(unpack(artifacts.read_artifact(first["run_id"], file)).model)
+    assert begun_with[FRESH + 2] == begun_with[FRESH + 3] == became != begun_with[FRESH]
+    won = outcome.floors[0].confirmed
+    assert won.trial == repeated["trial"]
+    assert won.lower >= outcome.floors[0].floor
+    assert f"confirm {trial_name(won.trial)}, once more  {won.size_bytes:,} bytes" in capsys.readouterr().err
+    rows = candidate_rows(Standing.of(find_study("small")))
+    assert [row.name for row in rows if row.verdict == "confirmed"] == [f"{trial_name(won.trial)}, once more"]
+    assert [len(row.accuracies) for row in rows] == [2, 2, 2]
+    before = {run.info.run_id for run in runs()}
+    assert run_search(source, request) == outcome
+    assert {run.info.run_id for run in runs()} == before
 
 
 @pytest.mark.parametrize("values", ["fp32", "int8"])

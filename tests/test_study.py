@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -663,6 +664,9 @@ def test_aims_rise_and_fall_by_what_confirmations_were_off():
     both = aims.of(0.81, trials, [attempt(0, -0.004), attempt(1, 0.004)])
     assert usual < both < usual + 0.002, "the nearer one counts more"
     assert aims.of(0.81, trials, [attempt(0, -0.004, epochs=6.0)]) == pytest.approx(usual), "of another length"
+    once_more = replace(attempt(0, -0.004), turn=1)
+    assert once_more.brought == 1.0
+    assert aims.of(0.81, trials, [once_more]) == pytest.approx(usual), "had that finetuning before"
     assert aims.of(0.81, trials, [attempt(0, 0.5)]) == 0.81
 
 

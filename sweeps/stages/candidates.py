@@ -8,22 +8,25 @@ from netprune.confidence import lower_bound
 from sweeps import tracking
 from sweeps.findings import CandidateRow
 from sweeps.scores import ROUNDING
-from sweeps.stages.longer import AVERAGE_OF, EPOCHS, SEED
+from sweeps.stages.confirming import AGAIN
+from sweeps.stages.longer import AVERAGE_OF, EPOCHS, SEED, TURN
 from sweeps.stages.standing import Standing
 from sweeps.table import percent, trial_name
 
 
 def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:
     """Every candidate with its accuracies, bound and verdict, the smallest first."""
-    groups: dict[tuple[str, str], list[tracking.FoundRun]] = {}
+    groups: dict[tuple[str, str, int], list[tracking.FoundRun]] = {}
     for run in standing.study.confirmations():
-        groups.setdefault((run.tags[tracking.TRIAL], run.tags[EPOCHS]), []).append(run)
-    rows = (_row(standing, trial, epochs, runs) for (trial, epochs), runs in groups.items())
+        # nothing was repeated in studies from before it was tagged
+        key = (run.tags[tracking.TRIAL], run.tags[EPOCHS], int(run.tags.get(TURN, "0")))
+        groups.setdefault(key, []).append(run)
+    rows = (_row(standing, key, runs) for key, runs in groups.items())
     return tuple(sorted(rows, key=lambda row: row.size_bytes))
 
 
-def _row(standing: Standing, trial: str, epochs: str, runs: Sequence[tracking.FoundRun]) -> CandidateRow:
-    study = standing.study
+def _row(standing: Standing, key: tuple[str, str, int], runs: Sequence[tracking.FoundRun]) -> CandidateRow:
+    (trial, epochs, turn), study = key, standing.study
     of_seeds = [run for run in runs if SEED in run.tags]
     accuracies = tuple(run.metrics["val_accuracy"] for run in of_seeds)
     average = next((run.metrics["val_accuracy"] for run in runs if AVERAGE_OF in run.tags), None)
@@ -37,7 +40,7 @@ def _row(standing: Standing, trial: str, epochs: str, runs: Sequence[tracking.Fo
     if ships_average:
         ships = next(run for run in runs if AVERAGE_OF in run.tags)
     return CandidateRow(
-        name=trial_name(int(trial)),
+        name=f"{trial_name(int(trial))}{AGAIN if turn else ''}",
         size_bytes=int(ships.metrics[study.objective]),
         epochs=epochs,
         seeds=tuple(int(run.tags[SEED]) for run in of_seeds),

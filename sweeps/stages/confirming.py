@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from netprune.confidence import least_accuracy, lower_bound
-from netprune.confirmation import ROUNDING, next_candidate
+from netprune.confirmation import ROUNDING, Bound, next_candidate, next_repeat
 from netprune.evaluation import Evaluation
 from sweeps.progress import report
 from sweeps.scores import Attempt
@@ -17,6 +17,7 @@ from sweeps.stages.source import Source
 from sweeps.table import count, percent, trial_name
 
 CONFIRMED_FILE = "confirmed.json"
+AGAIN = ", once more"
 
 
 def asks_for_more(floor: float, dense: Evaluation) -> str:
@@ -53,8 +54,8 @@ def confirm(source: Source, contest: Contest, how: Confirmation, *, more: bool =
 
 def probe(source: Source, contest: Contest, how: Confirmation, floor: float) -> None:
     """Confirm the candidate whose turn it is for a floor, or see that it fails: what it comes to says of the trials to
-    come how good they have to be."""
-    _Arena(source, contest, how).try_for(floor)
+    come how good they have to be. Where none is expected to pass, it is the one that is expected to come nearest."""
+    _Arena(source, contest, how).probe(floor)
 
 
 class _Arena:
@@ -63,9 +64,11 @@ class _Arena:
     def __init__(self, source: Source, contest: Contest, how: Confirmation) -> None:
         self.source, self.contest, self.how = source, contest, how
         self.images = len(source.dataset.val)
-        self.measured, self.made = dict[int, Confirmed](), dict.fromkeys(contest.floors, 0)
+        self.measured = dict[int, list[Confirmed]]()
+        """By candidate: what it came to at every turn (see `Attempt`)."""
+        self.made, self.repeated = dict.fromkeys(contest.floors, 0), dict.fromkeys(contest.floors, 0)
         for attempt in filter(how.made, contest.attempts):
-            self._measure(attempt.trial, attempt.floor)
+            self._measure(attempt.trial, attempt.floor, attempt.turn)
 
     def step(self) -> bool:
         """One more candidate, for the highest floor that has not had its answer; False if all have."""
@@ -73,40 +76,65 @@ class _Arena:
 
     def try_for(self, floor: float) -> bool:
         """One more candidate for a floor; False if it has its answer."""
-        # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
-        known = {n: one for n, one in self.measured.items() if len(one.accuracies) > 1 or hopeless(one, floor)}
-        number = next_candidate(
-            self.contest.candidates,
-            {number: one.bound for number, one in known.items()},
-            floor,
-            images=self.images,
-            most=len(known) - self.made[floor] + self.how.most,
-        )
+        number, turn = self._next(floor), 0
+        if number is None and self.how.config.finetune and self.repeated[floor] < self.how.most:
+            number = next_repeat(self._bounds(floor), floor, images=self.images)
+            turn = len(self.measured[number]) if number is not None else 0
         if number is None:
             return False
-        found = self._measure(number, floor)
+        self._try(number, floor, turn)
+        return True
+
+    def probe(self, floor: float) -> None:
+        """A new candidate for a floor, if there is any."""
+        number, left = self._next(floor), [one for one in self.contest.candidates if one.number not in self.measured]
+        if number is None and left:
+            number = max(left, key=lambda one: one.expected).number
+        if number is not None:
+            self._try(number, floor, 0)
+
+    def _bounds(self, floor: float) -> dict[int, Bound]:
+        # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
+        known = {n: one for n, one in self.best.items() if len(one.accuracies) > 1 or hopeless(one, floor)}
+        return {number: one.bound for number, one in known.items()}
+
+    def _next(self, floor: float) -> int | None:
+        bounds = self._bounds(floor)
+        most = len(bounds) - self.made[floor] + self.how.most
+        return next_candidate(self.contest.candidates, bounds, floor, images=self.images, most=most)
+
+    def _try(self, number: int, floor: float, turn: int) -> None:
+        found = self._measure(number, floor, turn)
         self.contest.note(
             Attempt(
                 trial=number,
                 floor=floor,
                 epochs=self.how.epochs,
-                seeds=self.how.seeds,
+                seeds=self.how.seeds_of(turn),
                 accuracy=found.accuracy,
                 run_id=found.run_id,
+                turn=turn,
             )
         )
-        _tell(found, floor)
-        return True
+        _tell(found, floor, turn)
+
+    @property
+    def best(self) -> dict[int, Confirmed]:
+        """By candidate, of what it came to, what can be trusted most."""
+        return {number: max(turns, key=lambda one: one.lower) for number, turns in self.measured.items()}
 
     def winner(self, floor: float) -> Confirmed | None:
         """The smallest that is accepted."""
-        passed = [one for one in self.measured.values() if one.lower >= floor - ROUNDING]
+        passed = [one for one in self.best.values() if one.lower >= floor - ROUNDING]
         return min(passed, key=lambda one: one.size_bytes, default=None)
 
-    def _measure(self, number: int, floor: float) -> Confirmed:
-        self.measured[number] = found = measure(self.source, self.contest, number, self.how, floor)
-        if floor in self.made:
-            self.made[floor] += 1
+    def _measure(self, number: int, floor: float, turn: int) -> Confirmed:
+        earlier = self.measured.get(number, [])[:turn]
+        found = measure(self.source, self.contest, number, self.how, floor, earlier)
+        self.measured[number] = [*earlier, found]
+        counted = self.repeated if turn else self.made
+        if floor in counted:
+            counted[floor] += 1
         return found
 
 
@@ -121,9 +149,9 @@ def seeded(one: Confirmed) -> str:
     return seeds if one.average is None else f"{seeds}, averaged {percent(one.average)}"
 
 
-def _tell(one: Confirmed, floor: float) -> None:
+def _tell(one: Confirmed, floor: float, turn: int) -> None:
     verdict = "accepted" if one.lower >= floor - ROUNDING else "not accepted"
     report(
-        f"confirm {trial_name(one.trial)}  {count(one.size_bytes)} bytes  val {seeded(one)}  "
+        f"confirm {trial_name(one.trial)}{AGAIN if turn else ''}  {count(one.size_bytes)} bytes  val {seeded(one)}  "
         f"at least {percent(one.lower)}  {verdict} for a floor of {percent(floor)}"
     )

@@ -1,4 +1,4 @@
-"""A study's confirmations: one in the middle of each floor's trials, the others at the end."""
+"""A study's confirmations: one among each floor's trials, the others at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sweeps.stages.request import SearchRequest, finetuning_for
 from sweeps.stages.source import Source
 from sweeps.study import SparsityStudy
 
-PROBED = 0.5
+PROBED = 1 / 3
 """Share of a floor's trials after which a candidate of it is confirmed, so that the others know what that brings."""
 
 
@@ -26,7 +26,7 @@ def _confirmation(source: Source, request: SearchRequest) -> Confirmation:
 
 
 class Probes:
-    """One confirmation for each floor in the middle of its trials, by the leader."""
+    """One confirmation for each floor among its trials, by the leader."""
 
     def __init__(self, source: Source, study: SparsityStudy, request: SearchRequest, limits: Limits) -> None:
         self.source, self.study, self.request, self.limits = source, study, request, limits

@@ -25,8 +25,10 @@ from sweeps.stages.trials import keep_result, result_metrics, seconds
 from sweeps.study import SparsityStudy
 from sweeps.table import short
 
-SEED, AVERAGE_OF, EPOCHS = "netprune.seed", "netprune.average_of", "netprune.finetune_epochs"
-"""Tags of a confirmation's runs: of a finetuning its seed, of an average the seeds; and how long each was finetuned."""
+SEED, AVERAGE_OF = "netprune.seed", "netprune.average_of"
+"""Tags of a confirmation's runs: of a finetuning its seed, of an average the seeds."""
+EPOCHS, TURN = "netprune.finetune_epochs", "netprune.turn"
+"""Of both: how long each was finetuned, and how often the network had been finetuned so before (see `Attempt`)."""
 FRESH = 1000
 """Seeds of confirmations begin this far above the study's own."""
 
@@ -83,9 +85,13 @@ class Confirmation:
         """Finetune epochs with each seed."""
         return self.config.finetune.epochs * self.config.share if self.config.finetune else 0.0
 
+    def seeds_of(self, turn: int) -> tuple[int, ...]:
+        """Fresh ones for each turn: see `Attempt`."""
+        return tuple(seed + turn * len(self.seeds) for seed in self.seeds)
+
     def made(self, attempt: Attempt) -> bool:
         """Whether an attempt was made in this way."""
-        return attempt.seeds == self.seeds and math.isclose(attempt.epochs, self.epochs)
+        return attempt.seeds == self.seeds_of(attempt.turn) and math.isclose(attempt.epochs, self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,12 +147,32 @@ def hopeless(one: Confirmed, floor: float) -> bool:
     return one.accuracies[0] + SHORT < floor
 
 
-def measure(source: Source, contest: Contest, number: int, how: Confirmation, floor: float) -> Confirmed:
-    """Finetune a candidate with every seed, unless the first is hopeless for a floor, and average."""
-    images = len(source.dataset.val)
+def measure(
+    source: Source,
+    contest: Contest,
+    number: int,
+    how: Confirmation,
+    floor: float,
+    earlier: Sequence[Confirmed] = (),
+) -> Confirmed:
+    """Finetune a candidate with every seed, unless the first is hopeless for a floor, and average.
+
+    Args:
+        source: the dense network and its data.
+        contest: who is confirmed, for what.
+        number: of the candidate.
+        how: the finetunings.
+        floor: in [0, 1].
+        earlier: what the candidate has come to before: it goes on from the last of them, with other seeds.
+    """
+    images, turn = len(source.dataset.val), len(earlier)
     found: list[tracking.FoundRun] = []
-    for seed in how.seeds:
-        found.append(_finetuned(source, contest, number, how, seed))
+
+    def begin() -> nn.Module:
+        return fetch_network(earlier[-1].run_id, source, how.config) if earlier else contest.network(number)
+
+    for seed in how.seeds_of(turn):
+        found.append(_finetuned(source, contest, number, how, seed, turn, begin))
         accuracies = [run.metrics["val_accuracy"] for run in found]
         if accuracies[0] + SHORT < floor:  # the mean has to be above the floor by the images' margin
             break
@@ -154,7 +180,7 @@ def measure(source: Source, contest: Contest, number: int, how: Confirmation, fl
     mean = sum(accuracies) / len(accuracies)
     ships, average = max(found, key=lambda run: run.metrics["val_accuracy"]), None
     if enough and how.config.finetune:  # without finetuning the seeds agree
-        averaged = _averaged(source, contest, number, how, found)
+        averaged = _averaged(source, contest, number, how, turn, found)
         average = averaged.metrics["val_accuracy"]
         if average >= mean:
             ships = averaged
@@ -173,10 +199,10 @@ def measure(source: Source, contest: Contest, number: int, how: Confirmation, fl
 
 
 def _averaged(
-    source: Source, contest: Contest, number: int, how: Confirmation, found: Sequence[tracking.FoundRun]
+    source: Source, contest: Contest, number: int, how: Confirmation, turn: int, found: Sequence[tracking.FoundRun]
 ) -> tracking.FoundRun:
     """The run of the average of finetunings: an earlier session's, or a new one."""
-    tags = {tracking.TRIAL: str(number), AVERAGE_OF: ",".join(map(str, how.seeds)), EPOCHS: f"{how.epochs:g}"}
+    tags = {AVERAGE_OF: ",".join(map(str, how.seeds_of(turn))), **_tags(number, how, turn)}
 
     def candidate(_: Progress) -> tuple[PruneResult, bytes]:
         networks = [fetch_network(run.run_id, source, how.config) for run in found]
@@ -193,10 +219,18 @@ def _averaged(
     return _run(contest, number, tags, "average", candidate, epochs=0.0)
 
 
-def _finetuned(source: Source, contest: Contest, number: int, how: Confirmation, seed: int) -> tracking.FoundRun:
+def _finetuned(
+    source: Source,
+    contest: Contest,
+    number: int,
+    how: Confirmation,
+    seed: int,
+    turn: int,
+    begin: Callable[[], nn.Module],
+) -> tracking.FoundRun:
     """The run of one longer finetuning: an earlier session's, or a new one."""
     finetune = replace(how.config.finetune, seed=seed) if how.config.finetune else None
-    tags = {tracking.TRIAL: str(number), SEED: str(seed), EPOCHS: f"{how.epochs:g}"}
+    tags = {SEED: str(seed), **_tags(number, how, turn)}
 
     def candidate(progress: Progress) -> tuple[PruneResult, bytes]:
         return prune_candidate(
@@ -205,13 +239,17 @@ def _finetuned(source: Source, contest: Contest, number: int, how: Confirmation,
             source.header,
             contest.sparsities[number],
             replace(how.config, finetune=finetune),
-            start=contest.network(number),
+            start=begin(),
             callbacks=Callbacks(
                 on_step=progress, on_finetuned=lambda network: keep_network(network, source, how.config)
             ),
         )
 
     return _run(contest, number, tags, f"seed {seed}", candidate, epochs=how.epochs)
+
+
+def _tags(number: int, how: Confirmation, turn: int) -> dict[str, str]:
+    return {tracking.TRIAL: str(number), EPOCHS: f"{how.epochs:g}", TURN: str(turn)}
 
 
 def _run(

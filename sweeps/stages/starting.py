@@ -81,7 +81,7 @@ class Starts:
         had = tried.score.had + tried.score.epochs
         if longer is None:
             return Start(tried.number, self._fetch(tried.score.run_id), had)
-        return Start(tried.number, self._fetch(longer.run_id), had + longer.epochs, confirmed=True)
+        return Start(tried.number, self._fetch(longer.run_id), had + longer.brought, confirmed=True)
 
     def _look(self, start: Start, sparsity: Sparsity) -> tuple[float, float]:
         """What is left to recover, in nats, and the seconds that its passes took."""
