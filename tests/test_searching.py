@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mlflow
 import optuna
@@ -10,14 +11,16 @@ import torch
 from studies import DATA, REQUEST
 
 from netprune.bounds import find_bounds
+from netprune.confirmation import Candidate
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import measured_sparsity
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
+from netprune.pruning import PruneConfig
 from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
-from sweeps.scores import Score
+from sweeps.scores import Attempt, Score
 from sweeps.search_sparsity import closing
 from sweeps.stages import confirming, longer, starting, trials
 from sweeps.stages.candidates import candidate_rows
@@ -139,6 +142,37 @@ def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searche
     assert list(dict.fromkeys(attempt["trial"] for attempt in kept)) == list(dict.fromkeys(confirmed))
     assert kept[0]["floor"] == max(attempt["floor"] for attempt in kept)
     assert {tuple(attempt["seeds"]) for attempt in kept} == {(FRESH, FRESH + 1)}
+
+
+def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
+    def fake(source, contest, number, how, floor, earlier):
+        accuracies, lower = ((0.828,), 0.8193) if number == 0 else ((0.85, 0.85), 0.84)
+        return longer.Confirmed(
+            trial=number,
+            run_ids=("r",) * len(accuracies),
+            accuracies=accuracies,
+            average=None,
+            run_id="r",
+            size_bytes=100 * (number + 1),
+            lower=lower,
+        )
+
+    monkeypatch.setattr(confirming, "measure", fake)
+    floors, seeds = (0.8338, 0.8188), (FRESH, FRESH + 1)
+    source = SimpleNamespace(dataset=SimpleNamespace(val=range(5000)))
+    given_up = Attempt(trial=0, floor=floors[0], epochs=0.0, seeds=seeds, accuracy=0.828, run_id="r")
+    contest = longer.Contest(
+        name="x",
+        run_id="r",
+        floors=floors,
+        objective="packed_bytes",
+        candidates=(Candidate(0, 100, 0.75, 0.75), Candidate(1, 200, 0.84, 0.86)),
+        sparsities={},
+        network=lambda _: None,
+        attempts=[given_up],
+    )
+    how = longer.Confirmation(config=PruneConfig(), seeds=seeds, most=1)
+    assert [won.trial for won in confirming.confirm(source, contest, how).values()] == [1, 1]
 
 
 def test_search_among_whose_first_trials_none_is_promising_confirms_the_nearest(source, monkeypatch):

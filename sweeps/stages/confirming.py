@@ -120,12 +120,12 @@ class _Arena:
 
     @property
     def best(self) -> dict[int, Confirmed]:
-        """By candidate, of what it came to, what can be trusted most."""
-        return {number: max(turns, key=lambda one: one.lower) for number, turns in self.measured.items()}
+        """By candidate, of what it came to, what can be trusted most: nothing of a single seed beside one of more."""
+        return {number: max(turns, key=_trust) for number, turns in self.measured.items()}
 
     def winner(self, floor: float) -> Confirmed | None:
-        """The smallest that is accepted."""
-        passed = [one for one in self.best.values() if one.lower >= floor - ROUNDING]
+        """The smallest that is accepted; one that another floor gave up after a single seed is not."""
+        passed = [one for one in self.best.values() if len(one.accuracies) > 1 and one.lower >= floor - ROUNDING]
         return min(passed, key=lambda one: one.size_bytes, default=None)
 
     def _measure(self, number: int, floor: float, turn: int) -> Confirmed:
@@ -136,6 +136,10 @@ class _Arena:
         if floor in counted:
             counted[floor] += 1
         return found
+
+
+def _trust(one: Confirmed) -> tuple[bool, float]:
+    return len(one.accuracies) > 1, one.lower
 
 
 def record(winners: Mapping[float, Confirmed | None]) -> dict[str, object]:
