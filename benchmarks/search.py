@@ -1,11 +1,12 @@
 """The smallest confirmed file at equal cost: our search beside what is done otherwise.
 
 Every method may spend the same finetune epochs on its trials, of the same length, for the same floors, and hands what
-it tried to the same confirmation, which goes on from a trial's network. `bisected RULE` looks for the density at which
+it tried to the same confirmation. `bisected RULE` looks for the density at which
 one rule's allocations come to what a confirmation needs, a part of its trials for each floor, and spends what is left
 on larger networks, so that a confirmation which fails has a next one to take; `plain optuna` is TPE over raw per-layer
 sparsities with the floor as a constraint. Ours may stop trials early, and spends what that saves on more trials; its
-trials go on from each other, the others' from the dense network. What nothing is confirmed for counts as the dense
+trials and confirmations go on from whichever of its networks has least left to recover; the others' trials from the
+dense network, and their confirmations from the trial's. What nothing is confirmed for counts as the dense
 file.
 """
 
@@ -44,7 +45,7 @@ from netprune.quantise import Values
 from netprune.recovery import GAIN
 from netprune.scanner import scan
 from netprune.seeding import DENSITIES
-from sweeps import tracking
+from sweeps import artifacts, tracking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
 from sweeps.stages.confirming import confirm
@@ -53,7 +54,9 @@ from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.starting import Start, artifact_of
 from sweeps.store import open_store
+from sweeps.table import trial_name
 
 RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")
 OURS, PLAIN = "ours", "plain optuna"
@@ -73,7 +76,7 @@ class Found:
     accuracy: float
     """Validation, in [0, 1]."""
     network: nn.Module
-    """Finetuned: confirmations go on from it, as from ours."""
+    """Finetuned: confirmations go on from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,12 @@ class Bench:
 
     def confirmed(self, name: str, found: Sequence[Found], terms: Terms) -> dict[float, Confirmed | None]:
         """The same confirmation as a search of ours has."""
+
+        def start(number: int) -> Start:
+            with tracking.tracked_run("trial", trial_name(number), {}) as run_id:
+                artifacts.log_bytes(pack(found[number].network, self.source.header), artifact_of(terms.confirmation))
+            return Start(number, found[number].network, run_id, _epochs(terms.finetune))
+
         contest = Contest(
             name=name,
             run_id=tracking.active_run_id(),
@@ -197,7 +206,7 @@ class Bench:
                 Candidate(i, one.size_bytes, one.accuracy, one.accuracy + terms.gain) for i, one in enumerate(found)
             ),
             sparsities={i: one.sparsity for i, one in enumerate(found)},
-            network=lambda number: found[number].network,
+            start=start,
         )
         seeds = (terms.seed + FRESH, terms.seed + FRESH + 1)
         return confirm(self.source, contest, Confirmation(config=terms.confirmation, seeds=seeds, most=terms.most))

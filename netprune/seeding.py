@@ -108,7 +108,7 @@ class Boundary:
     """The smallest density that comes to the aim; None while none does."""
 
 
-def boundary(seen: Sequence[Seen], aim: float, *, more: float, least: float, most: float) -> Boundary:
+def boundary(seen: Sequence[Seen], aim: float, *, will: float, least: float, most: float) -> Boundary:
     """The density at which the next network would just come to an accuracy.
 
     Networks go on from each other, so that the boundary moves down from trial to trial: each accuracy is taken as it
@@ -121,14 +121,14 @@ def boundary(seen: Sequence[Seen], aim: float, *, more: float, least: float, mos
     Args:
         seen: trials on the path.
         aim: accuracy, in [0, 1].
-        more: finetune epochs of a trial.
+        will: finetune epochs that the next trial's network will have had in all.
         least: smallest density to propose.
         most: largest.
 
-    >>> boundary([], 0.8, more=1, least=0.004, most=0.6).wanted
+    >>> boundary([], 0.8, will=1, least=0.004, most=0.6).wanted
     0.2
     >>> one = Seen(density=0.2, accuracy=0.83, epochs=1)
-    >>> round(boundary([one], 0.8, more=1, least=0.004, most=0.6).wanted, 3)
+    >>> round(boundary([one], 0.8, will=2, least=0.004, most=0.6).wanted, 3)
     0.08
     """
     if not seen:
@@ -137,7 +137,7 @@ def boundary(seen: Sequence[Seen], aim: float, *, more: float, least: float, mos
     heard = [one for one in seen if one.epochs * SHORT >= longest]
     near = min(heard, key=lambda one: abs(one.accuracy - aim))
     columns = [[getattr(one, name) for one in seen] for name in ("density", "epochs", "accuracy")]
-    plane, will = Recovery.fit(*columns, near=near.density), near.epochs + more
+    plane = Recovery.fit(*columns, near=near.density)
     grown = {
         one.density: one.accuracy + max(0.0, plane.more(one.epochs, will))
         for one in sorted(heard, key=lambda one: one.epochs)  # of one density, what was trained longest counts

@@ -16,7 +16,8 @@ from netprune.confirmation import aim, image_margin, surprise
 from netprune.masks import Sparsity
 from netprune.recovery import Recovery
 from netprune.search_space import REACH, Point, Space
-from netprune.seeding import Seen, boundary, propose
+from netprune.seeding import SHORT, Seen, boundary, propose
+from netprune.starts import nearest
 from sweeps.scores import Attempt, Tried, lineage
 
 FLOOR, DENSITY, OFFSET = "accuracy_floor", "density", "offset/"
@@ -67,17 +68,20 @@ class Aims:
     confirm_epochs: float | None
     """Of a confirmation; None if nothing is confirmed, and a trial has to meet the floor itself and no more."""
 
+    def will(self, tried: Sequence[Tried]) -> float:
+        """Finetune epochs that the next trial's network will have had in all: as many as any trial's, and its own."""
+        return max(_trained(lineage(tried)).values(), default=UNTRAINED) + self.epochs
+
     def of(self, floor: float, tried: Sequence[Tried], attempts: Sequence[Attempt] = ()) -> float:
-        """For the next trial's network, which will have been trained as long as any, and then some; confirmations so
-        far say by how much what is expected of them is off."""
+        """For the next trial; confirmations so far say by how much what is expected of them is off."""
         if self.confirm_epochs is None:
             return floor
         if all(one.score.stopped for one in tried):
             return aim(floor, self.images, 0.0)
-        outlook = _Outlook(tried, floor, self.epochs)
-        gain = outlook.plane.more(outlook.epochs, outlook.epochs + self.confirm_epochs)
+        will = self.will(tried)
+        gain = _Outlook(tried, floor, will).plane.more(will, will + self.confirm_epochs)
         comes_to = expected(tried, self.confirm_epochs)
-        alike = [one for one in attempts if math.isclose(one.brought, self.confirm_epochs)]
+        alike = [one for one in attempts if not one.turn and math.isclose(one.epochs, self.confirm_epochs)]
         last = {one.trial: one.accuracy for one in alike}
         needed = floor + image_margin(floor, self.images)
         made = [(comes_to[number], accuracy) for number, accuracy in last.items()]
@@ -115,12 +119,15 @@ class Proposer:
         """The point to try next."""
         tried, running = turn.tried, list(turn.running)
         floor = self.floors[min(len(self.floors) - 1, int(turn.spent * len(self.floors)))]
-        goal = self.aims.of(floor, tried, turn.attempts)
-        where = boundary(self._seen(tried), goal, more=self.aims.epochs, least=self.space.least, most=self.space.most)
+        goal, will = self.aims.of(floor, tried, turn.attempts), self.aims.will(tried)
+        where = boundary(self._seen(tried), goal, will=will, least=self.space.least, most=self.space.most)
         known = [*(one.point for one in tried), *running]
 
+        def others(density: float) -> Sequence[Sparsity]:
+            return [one for one in self.others(density) if self._can_go_on(one, tried, turn.attempts)]
+
         def first() -> Point | None:
-            return propose(where, self.space, running, known, self.others)
+            return propose(where, self.space, running, known, others)
 
         for _ in range(turn.pending):  # what those will try: they know no more than this one
             theirs = first()
@@ -132,7 +139,16 @@ class Proposer:
         if point is None and all(one.score.stopped for one in tried):  # more workers than steps down the path
             return self._near(where.wanted or self.space.most, turn.number)
         sampler = self.sampler(self.seed + turn.number)
-        return point or ask(sampler, self.space, goal, self.aims.epochs, tried, running)
+        return point or ask(sampler, self.space, goal, will, tried, running)
+
+    def _can_go_on(self, sparsity: Sparsity, tried: Sequence[Tried], attempts: Sequence[Attempt]) -> bool:
+        """Whether a trial could begin with a network trained about as long as the longest: those that begin with the
+        dense one are not heard once others have been trained far longer (see `boundary`)."""
+        ended = {one.number: one for one in tried if not one.score.stopped}
+        near = nearest(self.space.sizes, sparsity, {number: self.space.at(one.point) for number, one in ended.items()})
+        had = lineage(tried) | {one.trial: one.trained for one in attempts}
+        has = max((had[number] for number in near), default=0.0) + self.aims.epochs
+        return has * SHORT >= max(had.values(), default=0.0)
 
     def _near(self, density: float, number: int) -> Point:
         """A point beside the path, by chance."""
@@ -176,7 +192,7 @@ def ask(
     sampler: BaseSampler,
     space: Space,
     goal: float,
-    epochs: float,
+    will: float,
     tried: Sequence[Tried],
     running: Sequence[Point],
 ) -> Point:
@@ -193,11 +209,11 @@ def ask(
         sampler: fresh, with a seed of its own.
         space: that is searched.
         goal: the accuracy to come to, in [0, 1].
-        epochs: finetune epochs of a trial.
+        will: finetune epochs that the next trial's network will have had in all.
         tried: trials with a result; at least one ran to its end.
         running: points that workers are trying now, so that no two ask for the same; or that have diverged.
     """
-    outlook = _Outlook(tried, goal, epochs)
+    outlook = _Outlook(tried, goal, will)
     density = min(space.most, max(space.least, outlook.plane.density_at(goal, outlook.epochs)))
 
     def value(one: Tried) -> float:
@@ -234,13 +250,13 @@ def ask(
 class _Outlook:
     """What the next trial's network may be expected to come to, near an accuracy."""
 
-    def __init__(self, tried: Sequence[Tried], accuracy: float, epochs: float) -> None:
+    def __init__(self, tried: Sequence[Tried], accuracy: float, will: float) -> None:
         ended = [one for one in tried if not one.score.stopped]
         self.had = _trained(lineage(tried))
         self.near = min(ended, key=lambda one: abs(one.score.accuracy - accuracy))
         self.plane = _plane(ended, self.had, self.near.point.density)
-        self.epochs = max(self.had.values()) + epochs
-        """Finetune epochs that it will have had in all: it goes on from the others."""
+        self.epochs = will
+        """Finetune epochs that it will have had in all."""
 
     def accuracy(self, one: Tried) -> float:
         """What a trial would have come to, had its network had as many; of one that stopped, at most."""

@@ -69,14 +69,11 @@ class Attempt:
     accuracy: float
     """Validation: what its bound is of."""
     run_id: str
-    """Of the network that would ship: trials go on from it."""
+    """Of the network that would ship: trials, and other candidates, go on from it."""
+    trained: float
+    """Finetune epochs that this network has had in all."""
     turn: int = 0
     """How many such finetunings its network had had before, beside the trial's."""
-
-    @property
-    def brought(self) -> float:
-        """Finetune epochs that the network has had since it was the trial's."""
-        return self.epochs * (self.turn + 1)
 
     @classmethod
     def of_json(cls, kept: Mapping[str, Any]) -> Attempt:

@@ -1,5 +1,6 @@
 """The search's stages: seeds, trials that may stop early, confirmations with fresh seeds, one winner a floor."""
 
+import functools
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,14 +26,14 @@ from sweeps.search_sparsity import closing
 from sweeps.stages import confirming, longer, starting, trials
 from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
-from sweeps.stages.longer import AVERAGE_OF, EPOCHS, FRESH, SEED
+from sweeps.stages.longer import AVERAGE_OF, EPOCHS, FRESH, HAD, SEED, START_RUN
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, study_name
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
 from sweeps.stages.standing import Standing
-from sweeps.stages.starting import FINETUNED_FILE, PACKED_FILE
+from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
 from sweeps.storage import open_storage
 from sweeps.table import percent, trial_name
@@ -153,6 +154,7 @@ def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
             accuracies=accuracies,
             average=None,
             run_id="r",
+            trained=0.0,
             size_bytes=100 * (number + 1),
             lower=lower,
         )
@@ -160,7 +162,7 @@ def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
     monkeypatch.setattr(confirming, "measure", fake)
     floors, seeds = (0.8338, 0.8188), (FRESH, FRESH + 1)
     source = SimpleNamespace(dataset=SimpleNamespace(val=range(5000)))
-    given_up = Attempt(trial=0, floor=floors[0], epochs=0.0, seeds=seeds, accuracy=0.828, run_id="r")
+    given_up = Attempt(trial=0, floor=floors[0], epochs=0.0, seeds=seeds, accuracy=0.828, run_id="r", trained=0.0)
     contest = longer.Contest(
         name="x",
         run_id="r",
@@ -168,7 +170,7 @@ def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
         objective="packed_bytes",
         candidates=(Candidate(0, 100, 0.75, 0.75), Candidate(1, 200, 0.84, 0.86)),
         sparsities={},
-        network=lambda _: None,
+        start=lambda _: DENSE,
         attempts=[given_up],
     )
     how = longer.Confirmation(config=PruneConfig(), seeds=seeds, most=1)
@@ -241,19 +243,71 @@ def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those
     kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
     network_of = {trial_name(int(run.data.tags[tracking.TRIAL])): run.info.run_id for run in runs("trial")}
     network_of |= {f"{trial_name(one['trial'])}, finetuned longer": one["run_id"] for one in kept}
+    had |= {f"{trial_name(one['trial'])}, finetuned longer": one["trained"] for one in kept}
     starts = {int(run.data.tags[tracking.TRIAL]): run.data.tags[trials.START] for run in runs("trial")}
     assert any(name.endswith("finetuned longer") for name in starts.values())
     for number, start in sorted(starts.items()):
         network, epochs = given[number]
         assert epochs == had[start]
         had[trial_name(number)] = epochs + REQUEST.finetune_epochs
-        had[f"{trial_name(number)}, finetuned longer"] = had[trial_name(number)] + REQUEST.confirm_epochs
         if start == "dense":
             assert network is None
             continue
         file = FINETUNED_FILE if values != "fp32" else PACKED_FILE
         assert weights_digest(network) == weights_digest(unpack(artifacts.read_artifact(network_of[start], file)).model)
     assert outcome.done == 8
+
+
+def test_search_confirmation_goes_on_from_the_network_with_least_left_to_recover(source, monkeypatch):
+    begun_with, whole = [], longer.prune_candidate
+
+    def spy(*arguments, start, **options):
+        begun_with.append(weights_digest(start))
+        return whole(*arguments, start=start, **options)
+
+    monkeypatch.setattr(longer, "prune_candidate", spy)
+    monkeypatch.setattr(starting, "nearest", functools.partial(starting.nearest, most=8))
+    left = {"dense": 2.0, "a trial's": 1.0, "a confirmation's": 0.0}
+
+    def look(_, start, __):
+        kind = "dense" if start.number is None else "a confirmation's" if start.confirmed else "a trial's"
+        return left[kind], 0.0
+
+    monkeypatch.setattr(starting.Starts, "_look", look)
+    run_search(source, replace(REQUEST, trials=8, max_drop=(30.0, 60.0)))
+    tags = [run.data.tags for run in sorted(runs("confirm"), key=begun) if SEED in run.data.tags]
+    became = [unpack(artifacts.read_artifact(one[START_RUN], PACKED_FILE)).model for one in tags]
+    assert begun_with == list(map(weights_digest, became))
+    assert any(one[trials.START].endswith("finetuned longer") for one in tags)
+    kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
+    trained = {str(one["trial"]): one["trained"] for one in kept}
+    assert all(float(one[HAD]) + REQUEST.confirm_epochs == trained[one[tracking.TRIAL]] for one in tags)
+
+
+def test_search_interrupted_between_a_candidates_seeds_goes_on_from_the_same_start(source, monkeypatch):
+    whole, asked = longer.prune_candidate, []
+
+    def interrupted(*arguments, **options):
+        asked.append(arguments[4].finetune.seed)
+        if asked[-1] == FRESH + 1:
+            raise KeyboardInterrupt
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(longer, "prune_candidate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(source, REQUEST)
+    monkeypatch.setattr(longer, "prune_candidate", whole)
+    chosen = next(run.data.tags[START_RUN] for run in runs("confirm") if run.data.tags.get(SEED) == str(FRESH))
+    monkeypatch.setattr(
+        starting.Starts, "_look", lambda _, start, __: (start.had, 0.0)
+    )  # the dense one is the best now
+    run_search(source, REQUEST)
+    first = [
+        run for run in sorted(runs("confirm"), key=begun) if run.info.status == "FINISHED" and SEED in run.data.tags
+    ]
+    assert [run.data.tags[SEED] for run in first[:2]] == [str(FRESH), str(FRESH + 1)]
+    assert [run.data.tags[START_RUN] for run in first[:2]] == [chosen, chosen]
+    assert chosen
 
 
 @pytest.mark.parametrize("values", ["fp32", "codebook:3"])

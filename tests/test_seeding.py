@@ -17,10 +17,10 @@ RULES = ("uniform", "erk", "kept_norm")
 LIMITS = {"least": 0.004, "most": 0.6}
 
 
-def closed_in(accuracy, aim=0.8, more=1.0):
+def closed_in(accuracy, aim=0.8, will=2.0):
     """The trials made until there is nothing more to try, of networks that come to `accuracy(density)`."""
     seen = []
-    while (wanted := boundary(seen, aim, more=more, **LIMITS).wanted) is not None:
+    while (wanted := boundary(seen, aim, will=will, **LIMITS).wanted) is not None:
         seen.append(Seen(density=wanted, accuracy=accuracy(wanted), epochs=1.0))
         assert len(seen) < 12
     return seen
@@ -39,23 +39,23 @@ def step(truth):
 @pytest.mark.parametrize("truth", [0.005, 0.02, 0.0999, 0.1, 0.13, 0.5])
 @pytest.mark.parametrize("shape", [line, step, lambda truth: line(truth, 0.2)], ids=["line", "step", "steep"])
 def test_boundary_closes_in_on_the_aim_from_above(shape, truth):
-    seen = closed_in(shape(truth), more=0.0)
+    seen = closed_in(shape(truth), will=1.0)
     high = min(one.density for one in seen if one.accuracy >= 0.8 - 1e-12)
     assert truth <= high * (1 + 1e-9)
     assert high <= truth * CLOSE or shape(truth)(high) <= 0.8 + NOISE
     assert len(seen) <= 9
-    assert boundary(seen, 0.8, more=0.0, **LIMITS) == Boundary(None, high)
+    assert boundary(seen, 0.8, will=1.0, **LIMITS) == Boundary(None, high)
 
 
 def test_boundary_on_a_line_needs_few_trials():
-    assert len(closed_in(line(0.1), more=0.0)) <= 3
-    assert len(closed_in(line(0.3), more=0.0)) <= 3
+    assert len(closed_in(line(0.1), will=1.0)) <= 3
+    assert len(closed_in(line(0.3), will=1.0)) <= 3
 
 
 def test_boundary_of_an_aim_that_all_or_none_meets_ends_at_the_edge():
     assert min(one.density for one in closed_in(lambda _: 0.9)) == 0.004
     assert max(one.density for one in closed_in(lambda _: 0.1)) == 0.6
-    assert boundary(closed_in(lambda _: 0.1), 0.8, more=1.0, **LIMITS).met is None
+    assert boundary(closed_in(lambda _: 0.1), 0.8, will=2.0, **LIMITS).met is None
 
 
 def seen(*trials):
@@ -63,7 +63,7 @@ def seen(*trials):
 
 
 def test_boundary_does_not_heed_a_failure_above_a_success():
-    found = boundary(seen((0.2, 0.79, 1), (0.1, 0.82, 1)), 0.8, more=0.0, **LIMITS)
+    found = boundary(seen((0.2, 0.79, 1), (0.1, 0.82, 1)), 0.8, will=1.0, **LIMITS)
     assert found.met == 0.1
     assert found.wanted <= 0.1 / CLOSE
 
@@ -71,8 +71,8 @@ def test_boundary_does_not_heed_a_failure_above_a_success():
 def test_boundary_moves_down_with_the_training_that_networks_have_had():
     """One that fell short by little would not, were it trained on: the next is looked for below it."""
     short = seen((0.3, 0.82, 1), (0.2, 0.799, 1))
-    assert boundary(short, 0.8, more=0.0, **LIMITS).wanted > 0.2
-    grown = boundary(short, 0.8, more=2.0, **LIMITS)
+    assert boundary(short, 0.8, will=1.0, **LIMITS).wanted > 0.2
+    grown = boundary(short, 0.8, will=3.0, **LIMITS)
     assert grown.met == 0.2
     assert grown.wanted < 0.2
 
@@ -80,15 +80,15 @@ def test_boundary_moves_down_with_the_training_that_networks_have_had():
 def test_boundary_does_not_heed_a_failure_after_far_less_training_below_a_success():
     # a search that had come down to 0.1 and 0.12 by steps; 0.08 had been pruned in one shot before
     chain = [(0.2, 0.79, 1), (0.12, 0.815, 4), (0.1, 0.81, 5)]
-    unheeded = boundary(seen(*chain, (0.08, 0.77, 1)), 0.79, more=1.0, **LIMITS)
+    unheeded = boundary(seen(*chain, (0.08, 0.77, 1)), 0.79, will=6.0, **LIMITS)
     assert unheeded.met == 0.1
     assert unheeded.wanted < 0.075
-    assert boundary(seen(*chain, (0.08, 0.77, 5)), 0.79, more=1.0, **LIMITS) == Boundary(None, 0.1), "near enough"
+    assert boundary(seen(*chain, (0.08, 0.77, 5)), 0.79, will=6.0, **LIMITS) == Boundary(None, 0.1), "near enough"
 
 
 def test_boundary_of_one_density_takes_what_was_trained_longest():
     twice = [*seen((0.2, 0.79, 1), (0.2, 0.81, 3)), *seen((0.1, 0.7, 3))]
-    assert boundary(twice, 0.8, more=0.0, **LIMITS).met == 0.2
+    assert boundary(twice, 0.8, will=3.0, **LIMITS).met == 0.2
 
 
 def test_ranked_puts_the_best_screened_first_and_leaves_out_what_needs_a_scan(tiny_net):

@@ -18,6 +18,7 @@ from sweeps.proposing import (
     OFFSET,
     REGION,
     SAMPLERS,
+    UNTRAINED,
     Aims,
     Proposer,
     Turn,
@@ -65,7 +66,7 @@ def sampled(study, sampler="tpe", seed=0, begin=STARTS[:1]):
         if turn.number < len(begin):
             return begin[turn.number]
         floor = study.floors[turn.number % len(study.floors)]
-        return ask(SAMPLERS[sampler](seed + turn.number), study.space, floor, 0.0, turn.tried, turn.running)
+        return ask(SAMPLERS[sampler](seed + turn.number), study.space, floor, UNTRAINED, turn.tried, turn.running)
 
     return propose
 
@@ -227,16 +228,16 @@ def test_ask_knows_of_trials_that_run_elsewhere(sampler):
     run(study, Listed(*[(500, 0.9)] * 6), 6)
     running = []
     for seed in range(16):
-        running.append(ask(SAMPLERS[sampler](seed), study.space, 0.8, 0.0, study.look().tried, running))
+        running.append(ask(SAMPLERS[sampler](seed), study.space, 0.8, UNTRAINED, study.look().tried, running))
     assert len({tuple(parameters(point).values()) for point in running}) == 16
 
 
 def test_ask_that_is_given_a_known_point_again_takes_another():
     study = make_study()
     run(study, Listed((500, 0.9)), 1)
-    first, again = (ask(SAMPLERS["random"](0), study.space, 0.8, 0.0, study.look().tried, []) for _ in range(2))
+    first, again = (ask(SAMPLERS["random"](0), study.space, 0.8, UNTRAINED, study.look().tried, []) for _ in range(2))
     assert first == again
-    other = ask(SAMPLERS["random"](0), study.space, 0.8, 0.0, study.look().tried, [first])
+    other = ask(SAMPLERS["random"](0), study.space, 0.8, UNTRAINED, study.look().tried, [first])
     assert other.offsets != first.offsets
     assert other.density == first.density
 
@@ -247,7 +248,7 @@ def test_ask_tells_the_sampler_of_what_runs_near_by(monkeypatch):
         optuna.Study, "add_trial", lambda self, t: (states.update({t.params[f"{OFFSET}a"]: t.state}), add(self, t))
     )
     near, far = (Point(density=0.2, offsets={**ZERO, "a": value}) for value in (0.1, 1.0))
-    ask(SAMPLERS["tpe"](0), make_study().space, 0.8, 0.0, [tried(0, 0.2, 0.8)], [near, far])
+    ask(SAMPLERS["tpe"](0), make_study().space, 0.8, 1.0, [tried(0, 0.2, 0.8)], [near, far])
     assert states == {0.0: TrialState.COMPLETE, 0.1: TrialState.RUNNING}
 
 
@@ -517,7 +518,7 @@ def test_ask_takes_the_density_at_which_the_plane_comes_to_the_goal():
         for i, (density, epochs) in enumerate(itertools.product((0.1, 0.15, 0.2, 0.25, 0.3), (1.0, 1.5, 2.0)))
     ]
     for goal in (0.78, 0.8, 0.81):
-        point = ask(SAMPLERS["random"](0), make_study().space, goal, 1.0, found, [])
+        point = ask(SAMPLERS["random"](0), make_study().space, goal, 3.0, found, [])
         expected_density = 0.2 * math.exp((goal - 0.8 - 0.01 * math.log(3.0)) / 0.05)
         assert point.density == pytest.approx(expected_density, rel=0.05)
 
@@ -533,7 +534,7 @@ def test_ask_weighs_a_trial_by_the_bytes_at_which_it_would_come_to_the_goal(monk
     accuracies = {0.15: 0.785, 0.2: 0.801, 0.25: 0.811, 0.3: 0.82}
     found = [tried(i, density, accuracy) for i, (density, accuracy) in enumerate(accuracies.items())]
     found += [tried(8, 0.2, 0.811, offset=0.1), tried(9, 0.25, 0.801, offset=-0.1)]
-    ask(SAMPLERS["gp"](0), study.space, 0.8, 0.0, found, [])
+    ask(SAMPLERS["gp"](0), study.space, 0.8, 1.0, found, [])
     assert seen[0.1] < [min(seen[0.0])]
     assert seen[-0.1] > [max(seen[0.0])]
     values = [*seen[0.0], *seen[0.1], *seen[-0.1]]
@@ -548,7 +549,7 @@ def test_ask_judges_an_early_trial_as_if_it_had_been_trained_as_long_as_the_next
     chain = [tried(0, 0.30, 0.79)]
     chain += [tried(i, 0.30, 0.79 + 0.01 * math.log(i + 1), start=i - 1) for i in range(1, 8)]
     early, stopped = tried(9, 0.30, 0.79, offset=0.1), tried(10, 0.30, 0.70, offset=-0.1, stopped="x")
-    ask(SAMPLERS["gp"](0), study.space, 0.8, 1.0, [*chain, early, stopped], [])
+    ask(SAMPLERS["gp"](0), study.space, 0.8, 9.0, [*chain, early, stopped], [])
     # about a point an e-fold: what the chain came to in eight epochs, the early one would have too
     assert max(seen[0.0]) - min(seen[0.0]) < 0.1
     assert seen[0.1] == pytest.approx([min(seen[0.0])], abs=0.1)
@@ -560,7 +561,7 @@ def test_ask_looks_around_the_best_trials_offsets_and_is_not_told_of_densities_f
     path = [tried(i, d, 0.8 + 0.05 * math.log(d / 0.2)) for i, d in enumerate((0.15, 0.2, 0.25, 0.3))]
     best_one, far = tried(9, 0.2, 0.83, offset=0.7), tried(10, 0.02, 0.5, offset=0.6)
     for seed in range(5):
-        point = ask(SAMPLERS["random"](seed), study.space, 0.8, 0.0, [*path, best_one, far], [])
+        point = ask(SAMPLERS["random"](seed), study.space, 0.8, 1.0, [*path, best_one, far], [])
         assert abs(point.offsets["a"] - 0.7) <= REGION
         assert abs(point.offsets["b"]) <= REGION
     assert seen.keys() == {0.7}
@@ -570,7 +571,7 @@ def test_ask_tells_of_the_nearest_trials_alone_once_there_are_many(monkeypatch):
     study, seen = make_study(), told(monkeypatch)
     monkeypatch.setattr("sweeps.proposing.MOST", 3)
     path = [tried(i, d, 0.8 + 0.05 * math.log(d / 0.2), offset=0.01 * i) for i, d in enumerate((0.15, 0.2, 0.22, 0.3))]
-    ask(SAMPLERS["random"](0), study.space, 0.8, 0.0, path, [])
+    ask(SAMPLERS["random"](0), study.space, 0.8, 1.0, path, [])
     assert seen.keys() == {0.0, 0.01, 0.02}
 
 
@@ -592,8 +593,8 @@ def test_study_run_to_a_share_of_its_limits_stops_there_and_goes_on_from_it(shar
 
 def test_study_keeps_attempts_for_all_that_open_it():
     attempts = [
-        Attempt(trial=4, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.79, run_id="r"),
-        Attempt(trial=2, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.81, run_id="r"),
+        Attempt(trial=4, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.79, run_id="r", trained=2.5),
+        Attempt(trial=2, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.81, run_id="r", trained=2.5),
     ]
     study, terms = make_study(), {"trials": 3, "seeds": [1000, 1001], "epochs": 1.5}
     for attempt in attempts:
@@ -606,7 +607,7 @@ def test_study_keeps_attempts_for_all_that_open_it():
 
 def test_proposer_is_told_of_the_attempts_so_far():
     study, seen = make_study(), []
-    attempt = Attempt(trial=0, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8, run_id="r")
+    attempt = Attempt(trial=0, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8, run_id="r", trained=2.0)
 
     def propose(turn):
         seen.append(list(turn.attempts))
@@ -637,6 +638,29 @@ def test_proposer_finds_the_floor_on_the_path_and_leaves_it_then_to_the_sampler(
     assert min(one.score.accuracy for one in study.look().tried) > 0.6
 
 
+@pytest.mark.parametrize(
+    ("epochs", "accuracy", "tries"), [(1.0, 0.797, True), (5.0, 0.799, False)], ids=["young", "trained"]
+)
+def test_proposer_tries_another_rule_only_while_networks_are_as_young_as_one_from_the_dense_network(
+    epochs, accuracy, tries
+):
+    study = make_study()
+    other = {"a": 0.0, "b": 0.889}  # of a fifth, half of it in layer a: no network of the path could go on to it
+    propose = proposer(study, others=lambda _: [other], epochs=1.0)
+    seen = [tried(0, 0.2, accuracy, epochs=epochs)]
+    point = propose(Turn(number=1, tried=seen, running=[], pending=0, spent=0.1))
+    assert (point == study.space.locate(other)) == tries
+
+
+def test_proposer_tries_another_rule_if_a_long_trained_network_can_go_on_to_it():
+    study = make_study()
+    path = study.space.at(Point(density=0.2, offsets=ZERO))
+    other = {"a": path["a"] + 0.2, "b": path["b"]}
+    propose = proposer(study, others=lambda _: [other], epochs=1.0)
+    turn = Turn(number=1, tried=[tried(0, 0.2, 0.799, epochs=5.0)], running=[], pending=0, spent=0.1)
+    assert propose(turn) == study.space.locate(other)
+
+
 def test_aims_are_above_the_floor_by_what_confirmations_do_not_bring():
     chain = [tried(0, 0.3, 0.80)] + [tried(i, 0.3, 0.80 + 0.01 * math.log(i + 1), start=i - 1) for i in range(1, 8)]
     sure = Aims(images=5000, epochs=1.0, confirm_epochs=None)
@@ -654,7 +678,10 @@ def test_aims_rise_and_fall_by_what_confirmations_were_off():
     due = expected(trials, 0.5)
 
     def attempt(number, off, epochs=0.5):
-        return Attempt(trial=number, floor=0.8, epochs=epochs, seeds=(1, 2), accuracy=due[number] + off, run_id="r")
+        accuracy = due[number] + off
+        return Attempt(
+            trial=number, floor=0.8, epochs=epochs, seeds=(1, 2), accuracy=accuracy, run_id="r", trained=1.0 + epochs
+        )
 
     usual = aims.of(0.81, trials)
     assert aims.of(0.81, trials, [attempt(0, -0.004)]) == pytest.approx(usual + 0.002), (
@@ -665,7 +692,6 @@ def test_aims_rise_and_fall_by_what_confirmations_were_off():
     assert usual < both < usual + 0.002, "the nearer one counts more"
     assert aims.of(0.81, trials, [attempt(0, -0.004, epochs=6.0)]) == pytest.approx(usual), "of another length"
     once_more = replace(attempt(0, -0.004), turn=1)
-    assert once_more.brought == 1.0
     assert aims.of(0.81, trials, [once_more]) == pytest.approx(usual), "had that finetuning before"
     assert aims.of(0.81, trials, [attempt(0, 0.5)]) == 0.81
 

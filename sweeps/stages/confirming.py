@@ -113,6 +113,7 @@ class _Arena:
                 seeds=self.how.seeds_of(turn),
                 accuracy=found.accuracy,
                 run_id=found.run_id,
+                trained=found.trained,
                 turn=turn,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,28 +15,31 @@ from netprune.confidence import lower_bound
 from netprune.confirmation import Bound, Candidate, image_margin
 from netprune.masks import Sparsity
 from netprune.pruning import PruneConfig
+from netprune.screening import Screen
 from netprune.stopping import SHORT
 from sweeps import tracking
 from sweeps.progress import Progress
 from sweeps.proposing import expected
 from sweeps.scores import Attempt
 from sweeps.stages.source import Source
-from sweeps.stages.starting import fetch_network, keep_network
-from sweeps.stages.trials import keep_result, result_metrics, seconds
+from sweeps.stages.starting import Start, Starts, fetch_network, keep_network
+from sweeps.stages.trials import START, keep_result, result_metrics, seconds
 from sweeps.study import SparsityStudy
-from sweeps.table import short
+from sweeps.table import short, trial_name
 
 SEED, AVERAGE_OF = "netprune.seed", "netprune.average_of"
 """Tags of a confirmation's runs: of a finetuning its seed, of an average the seeds."""
 EPOCHS, TURN = "netprune.finetune_epochs", "netprune.turn"
 """Of both: how long each was finetuned, and how often the network had been finetuned so before (see `Attempt`)."""
+START_RUN, HAD = "netprune.start_run", "netprune.start_epochs"
+"""Of a finetuning, beside `START`: the run that keeps the network it went on from, and the finetune epochs of that."""
 FRESH = 1000
 """Seeds of confirmations begin this far above the study's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confirmed:
-    """A trial's network, finetuned on, longer, with fresh seeds."""
+    """A trial's allocation, finetuned longer, with fresh seeds."""
 
     trial: int
     run_ids: tuple[str, ...]
@@ -46,6 +50,8 @@ class Confirmed:
     """The same of the network with the mean of their weights; None where there is none."""
     run_id: str
     """Of the network that ships: the average, or where that is worse than the seeds' mean the most accurate."""
+    trained: float
+    """Finetune epochs that it has had in all."""
     size_bytes: int
     """Of the network that ships, the objective."""
     lower: float
@@ -109,8 +115,8 @@ class Contest:
     candidates: tuple[Candidate, ...]
     sparsities: Mapping[int, Sparsity]
     """By candidate number."""
-    network: Callable[[int], nn.Module]
-    """A candidate's finetuned network, by its number."""
+    start: Callable[[int], Start]
+    """Where the longer finetunings of a candidate begin, by its number."""
     session: str = ""
     """Of the worker that confirms."""
     attempts: Sequence[Attempt] = ()
@@ -125,7 +131,18 @@ class Contest:
         tried = [one for one in seen.tried if not one.score.stopped]
         epochs = config.finetune.epochs * config.share if config.finetune else 0.0
         comes_to = expected(seen.tried, epochs)
-        run_ids = {one.number: one.score.run_id for one in tried}
+        sparsities = {one.number: study.space.at(one.point) for one in tried}
+
+        @functools.cache
+        def starts() -> Starts:
+            return Starts(source, study, config, Screen(source.model, source.dataset, config.saliency))
+
+        def start(number: int) -> Start:
+            """What has least left to recover; where nothing is finetuned any more, what the trial came to."""
+            if config.finetune:
+                return starts().find(sparsities[number], tried)[0]
+            return next(starts().of(one) for one in tried if one.number == number)
+
         return cls(
             name=study.name,
             run_id=tracking.active_run_id(),
@@ -134,8 +151,8 @@ class Contest:
             candidates=tuple(
                 Candidate(one.number, one.score.size_bytes, one.score.accuracy, comes_to[one.number]) for one in tried
             ),
-            sparsities={one.number: study.space.at(one.point) for one in tried},
-            network=lambda number: fetch_network(run_ids[number], source, config),
+            sparsities=sparsities,
+            start=start,
             session=study.crew.key,
             attempts=study.attempts,
             note=study.note_attempt,
@@ -155,7 +172,7 @@ def measure(
     floor: float,
     earlier: Sequence[Confirmed] = (),
 ) -> Confirmed:
-    """Finetune a candidate with every seed, unless the first is hopeless for a floor, and average.
+    """Finetune a candidate with every seed, all from one start, unless the first is hopeless for a floor, and average.
 
     Args:
         source: the dense network and its data.
@@ -168,8 +185,13 @@ def measure(
     images, turn = len(source.dataset.val), len(earlier)
     found: list[tracking.FoundRun] = []
 
-    def begin() -> nn.Module:
-        return fetch_network(earlier[-1].run_id, source, how.config) if earlier else contest.network(number)
+    def begin() -> _Beginning:
+        if found:  # an earlier session may have chosen it
+            return _Beginning.of(found[0])
+        if earlier:
+            return _Beginning(f"{trial_name(number)}, finetuned longer", earlier[-1].run_id, earlier[-1].trained)
+        start = contest.start(number)
+        return _Beginning(str(start), start.run_id, start.had)
 
     for seed in how.seeds_of(turn):
         found.append(_finetuned(source, contest, number, how, seed, turn, begin))
@@ -191,11 +213,37 @@ def measure(
         accuracies=tuple(accuracies),
         average=average,
         run_id=ships.run_id,
+        trained=_Beginning.of(found[0]).had + how.epochs,
         size_bytes=int(ships.metrics[contest.objective]),
         lower=lower_bound(accuracies, images, average=of).lower
         if enough
         else accuracies[0] - image_margin(floor, images),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """The network that a candidate's finetunings began with."""
+
+    name: str
+    run_id: str
+    """Of the run that keeps it; nothing for the dense one."""
+    had: float
+    """Finetune epochs that it had had in all."""
+
+    @classmethod
+    def of(cls, run: tracking.FoundRun) -> _Beginning:
+        """A finetuning's."""
+        return cls(run.tags[START], run.tags[START_RUN], float(run.tags[HAD]))
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of the finetuning."""
+        return {START: self.name, START_RUN: self.run_id, HAD: repr(self.had)}
+
+    def fetch(self, source: Source, config: PruneConfig) -> nn.Module | None:
+        """The network; None for the dense one."""
+        return fetch_network(self.run_id, source, config) if self.run_id else None
 
 
 def _averaged(
@@ -226,20 +274,22 @@ def _finetuned(
     how: Confirmation,
     seed: int,
     turn: int,
-    begin: Callable[[], nn.Module],
+    begin: Callable[[], _Beginning],
 ) -> tracking.FoundRun:
     """The run of one longer finetuning: an earlier session's, or a new one."""
     finetune = replace(how.config.finetune, seed=seed) if how.config.finetune else None
     tags = {SEED: str(seed), **_tags(number, how, turn)}
 
     def candidate(progress: Progress) -> tuple[PruneResult, bytes]:
+        beginning = begin()
+        tracking.set_tags(beginning.tags)
         return prune_candidate(
             source.model,
             source.dataset,
             source.header,
             contest.sparsities[number],
             replace(how.config, finetune=finetune),
-            start=begin(),
+            start=beginning.fetch(source, how.config),
             callbacks=Callbacks(
                 on_step=progress, on_finetuned=lambda network: keep_network(network, source, how.config)
             ),

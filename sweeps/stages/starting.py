@@ -36,6 +36,8 @@ class Start:
     """Of the trial that it comes from; None for the dense one."""
     network: nn.Module | None
     """None for the dense one."""
+    run_id: str = ""
+    """Of the run that keeps it; none does so with the dense one."""
     had: float = 0.0
     """Finetune epochs that it has had in all."""
     confirmed: bool = False
@@ -80,8 +82,8 @@ class Starts:
         """What a trial has become; or what that has, finetuned longer to be confirmed."""
         had = tried.score.had + tried.score.epochs
         if longer is None:
-            return Start(tried.number, self._fetch(tried.score.run_id), had)
-        return Start(tried.number, self._fetch(longer.run_id), had + longer.brought, confirmed=True)
+            return Start(tried.number, self._fetch(tried.score.run_id), tried.score.run_id, had)
+        return Start(tried.number, self._fetch(longer.run_id), longer.run_id, longer.trained, confirmed=True)
 
     def _look(self, start: Start, sparsity: Sparsity) -> tuple[float, float]:
         """What is left to recover, in nats, and the seconds that its passes took."""
@@ -97,11 +99,16 @@ def keep_network(network: nn.Module, source: Source, config: PruneConfig) -> Non
         artifacts.log_bytes(pack(network, source.header), FINETUNED_FILE)
 
 
+def artifact_of(config: PruneConfig) -> str:
+    """Where a run keeps its finetuned network, before any rounding."""
+    return FINETUNED_FILE if config.values.rounds else PACKED_FILE
+
+
 def fetch_network(run_id: str, source: Source, config: PruneConfig) -> nn.Module:
     """The finetuned network of a run, on the data set's device.
 
     Raises:
         InputError: if the store has lost it.
     """
-    data = artifacts.read_artifact(run_id, FINETUNED_FILE if config.values.rounds else PACKED_FILE)
+    data = artifacts.read_artifact(run_id, artifact_of(config))
     return unpack(data, lambda _: copy.deepcopy(source.model)).model.to(next(source.model.parameters()).device)
