@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.allocation import ALLOCATORS, Basis
 from netprune.masks import Sparsity
 from netprune.precision import PRECISIONS, fit_to_device
@@ -99,4 +99,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 from torch import nn
 
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.allocation import Basis, allocation_from
 from netprune.candidate import prune_candidate
 from netprune.evaluation import evaluate
@@ -108,4 +108,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,7 +23,7 @@ import mlflow
 import optuna
 import torch
 
-from benchmarks.setting import finish, print_table
+from benchmarks.setting import finish, print_table, run
 from netprune.data import Dataset, Split
 from netprune.models import Architecture, build_model
 from netprune.packing import header_for
@@ -178,4 +178,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

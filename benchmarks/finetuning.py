@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.evaluation import evaluate
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, prune_and_finetune, pruned_copy
@@ -149,4 +149,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from benchmarks.other_files import LOSSLESS, State
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.compute import Format
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity, apply_masks, make_masks
@@ -284,4 +284,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.setting import finish, parser, print_table
+from benchmarks.setting import finish, parser, print_table, run
 from netprune.data import Dataset, load_dataset
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
@@ -82,11 +82,8 @@ def trained(width: int, dataset: Dataset, config: TrainConfig, values: Values, d
 def main() -> None:
     options = _options()
     dataset = load_dataset(options.dataset, options.data_dir).to(torch.device(options.device))
-    try:
-        values = Values.parse(options.values)
-        width = widest(options.bytes, dataset, values)
-    except InputError as error:
-        raise SystemExit(f"Error: {error}") from None
+    values = Values.parse(options.values)
+    width = widest(options.bytes, dataset, values)
     found = []
     for seed in range(options.seeds):
         config = recipe(options.recipe, epochs=options.epochs, seed=seed)
@@ -120,4 +117,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.faults import SCAN, tiny_source
 from benchmarks.postgresql import missing, server
-from benchmarks.setting import finish, print_table
+from benchmarks.setting import finish, print_table, run
 from netprune.candidate import PruneResult
 from netprune.evaluation import Evaluation
 from netprune.packing import pack
@@ -196,4 +196,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

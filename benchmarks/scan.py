@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.curves import fit_all
 from netprune.data import Dataset
 from netprune.loader import normalise
@@ -148,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -29,7 +29,7 @@ import numpy as np
 import optuna
 from torch import nn
 
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table
+from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.allocation import Basis, find_allocator
 from netprune.callbacks import Callbacks
 from netprune.candidate import prune_candidate
@@ -374,4 +374,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

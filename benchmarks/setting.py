@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from netprune.data import Dataset, load_dataset
+from netprune.errors import InputError
 from netprune.models import Architecture, build_model, load_weights, read_state_dict
 from netprune.recipes import TrainConfig
 from netprune.training import train
@@ -53,6 +54,14 @@ def open_setting(options: argparse.Namespace) -> Setting:
     else:
         train(model, dataset, TrainConfig(epochs=5, batch_size=64))
     return Setting(model, dataset, options)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a benchmark; what its user did that cannot be done ends it in one sentence."""
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(f"Error: {error}") from None
 
 
 def hardware(device: str) -> str:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from benchmarks.setting import finish, parser, print_table
+from benchmarks.setting import finish, parser, print_table, run
 from netprune.compute import Format, training_passes
 from netprune.data import Dataset, Split, load_dataset
 from netprune.models import Architecture, build_model
@@ -213,4 +213,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

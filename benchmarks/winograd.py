@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.setting import finish, print_table
+from benchmarks.setting import finish, print_table, run
 from netprune.compute import Format, training_seconds
 from netprune.models import Architecture, build_model
 from netprune.winograd import winograd_conv2d
@@ -127,4 +127,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

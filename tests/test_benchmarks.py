@@ -1,0 +1,31 @@
+"""A benchmark that is asked for what cannot be done says so in one sentence."""
+
+import runpy
+import sys
+
+import pytest
+
+
+def ending(monkeypatch, name, *arguments):
+    """What `python -m benchmarks.NAME` ends with."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)  # runpy warns of one that is there
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    return str(ended.value)
+
+
+@pytest.mark.parametrize("name", ["allocation", "document", "finetuning", "packing", "scan", "search"])
+def test_benchmark_of_weights_that_are_not_there_ends_in_one_sentence(name, tmp_path, monkeypatch):
+    said = ending(monkeypatch, name, "--weights", tmp_path / "none.pt", "--data-dir", tmp_path)
+    assert said.startswith("Error: ")
+    assert "none.pt" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(("name", "size"), [("rival", ["--bytes", 100_000]), ("training", [])])
+def test_benchmark_of_a_dataset_that_is_not_there_ends_in_one_sentence(name, size, tmp_path, monkeypatch):
+    said = ending(monkeypatch, name, *size, "--dataset", tmp_path / "none", "--data-dir", tmp_path)
+    assert said.startswith("Error: ")
+    assert str(tmp_path / "none") in said
+    assert "\n" not in said
