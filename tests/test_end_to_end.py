@@ -302,3 +302,35 @@ def test_benchmark_scan_quick_ends_with_its_figure(tmp_path):
     last = done.stdout.strip().splitlines()[-1]
     figure = json.loads((tmp_path / "out.json").read_text())["figure"]
     assert last == f"figure: {figure:.3g} times less time than the straightforward scan, default mode"
+
+
+@pytest.mark.slow
+def test_benchmark_search_of_three_methods_ends_with_its_figure_and_keeps_single_results(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.search", "--quick", "--width", "2", "--trials", "3"]
+    budget = ["--max-drop", "40", "--finetune-epochs", "0.5", "--confirm-epochs", "0.5", "--values", "int8"]
+    files = {name: tmp_path / f"{name}.json" for name in ("json", "kept")}
+    where = ["--data-dir", str(tmp_path), *(f"--{name}={path}" for name, path in files.items())]
+    methods = ["ours", "bisected erk", "plain optuna"]
+    done = subprocess.run(
+        [*command, *budget, *where, "--methods", *methods],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(files["kept"].read_text())
+    assert results.keys() == {f"{method}|0" for method in methods}
+    for one in results.values():
+        assert one["trial epochs"] == pytest.approx(1.5, abs=0.5)
+        assert one["confirm epochs"] > 0
+    dense = int(done.stdout.split("; dense ")[1].split(" bytes")[0].replace(",", ""))
+    assert all((one["bytes"][0] < dense) == one["confirmed"][0] for one in results.values())
+    assert results["ours|0"]["confirmed"] == [True]
+    (ours, *others) = (results[f"{method}|0"]["bytes"][0] for method in methods)
+    figure = json.loads(files["json"].read_text())["figure"]
+    assert figure == pytest.approx(min(others) / ours)
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith(f"figure: {figure:.3g} times the confirmed bytes of ours in the best baseline")
