@@ -68,6 +68,8 @@ class CandidateRow:
     name: str
     size_bytes: int
     """The objective, of the network that would ship."""
+    start: str
+    """Whose network its finetunings went on from: `dense`, or a trial, or what that had become."""
     epochs: str
     """Of each finetuning."""
     seeds: tuple[int, ...]

@@ -100,6 +100,7 @@ def small_page():
             CandidateRow(
                 name="trial 014",
                 size_bytes=180_000,
+                start="trial 014",
                 epochs="3",
                 seeds=(1000,),
                 accuracies=(0.75,),
@@ -110,6 +111,7 @@ def small_page():
             CandidateRow(
                 name="trial 012",
                 size_bytes=194_201,
+                start="trial 014, finetuned longer",
                 epochs="3",
                 seeds=(1000, 1001),
                 accuracies=(0.81, 0.8),
@@ -249,8 +251,9 @@ def test_page_lists_every_candidate_with_its_seeds_and_verdict(page):
     other = Reader(render(replace(page, floors=(worse, *page.floors[1:])))).text
     assert f"it had {seeds}, with the mean of their weights 80.00 %; the most accurate ships." in other
     assert "All 2 candidates that were finetuned again" in text
-    assert "trial 014 180,000 3 75.00 % (seed 1000) given up after one seed" in text
-    assert f"trial 012 194,201 3 79.50 % {seeds}, with the mean of their weights 81.50 % confirmed" in text
+    assert "trial 014 180,000 trial 014 3 75.00 % (seed 1000) given up after one seed" in text
+    begun = "trial 012 194,201 trial 014, finetuned longer 3 79.50 %"
+    assert f"{begun} {seeds}, with the mean of their weights 81.50 % confirmed" in text
     assert "finetuned again</summary>" not in render(replace(page, candidates=()))
 
 

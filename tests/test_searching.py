@@ -222,6 +222,8 @@ def test_search_that_accepts_none_goes_on_with_what_the_nearest_has_become(sourc
     rows = candidate_rows(Standing.of(find_study("small")))
     assert [row.name for row in rows if row.verdict == "confirmed"] == [f"{trial_name(won.trial)}, once more"]
     assert [len(row.accuracies) for row in rows] == [2, 2, 2]
+    repeats = [row.start for row in rows if row.verdict == "confirmed"]
+    assert repeats == [f"{trial_name(won.trial)}, finetuned longer"]
     before = {run.info.run_id for run in runs()}
     assert run_search(source, request) == outcome
     assert {run.info.run_id for run in runs()} == before

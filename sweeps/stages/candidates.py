@@ -11,6 +11,7 @@ from sweeps.scores import ROUNDING
 from sweeps.stages.confirming import AGAIN
 from sweeps.stages.longer import AVERAGE_OF, EPOCHS, SEED, TURN
 from sweeps.stages.standing import Standing
+from sweeps.stages.trials import START
 from sweeps.table import percent, trial_name
 
 
@@ -42,6 +43,7 @@ def _row(standing: Standing, key: tuple[str, str, int], runs: Sequence[tracking.
     return CandidateRow(
         name=f"{trial_name(int(trial))}{AGAIN if turn else ''}",
         size_bytes=int(ships.metrics[study.objective]),
+        start=of_seeds[0].tags.get(START, trial_name(int(trial))),  # before it was tagged it was the trial's own
         epochs=epochs,
         seeds=tuple(int(run.tags[SEED]) for run in of_seeds),
         accuracies=accuracies,
