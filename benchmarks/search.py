@@ -49,7 +49,7 @@ from sweeps import artifacts, tracking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
 from sweeps.stages.confirming import confirm
-from sweeps.stages.longer import FRESH, Confirmation, Confirmed, Contest
+from sweeps.stages.contest import FRESH, Confirmation, Confirmed, Contest
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search

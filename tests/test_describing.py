@@ -9,7 +9,7 @@ from studies import DATA, REQUEST
 import netprune
 from netprune.models import weights_digest
 from sweeps import tracking
-from sweeps.stages.longer import FRESH
+from sweeps.stages.contest import FRESH
 from sweeps.stages.registering import run_register
 from sweeps.table import count, percent
 

@@ -285,11 +285,10 @@ def test_mlflow_run_scan_then_analyse_by_damage_uses_that_scan(project, store):
     assert store.stage("analyse")[0].data.metrics["pruned_sparsity"] == pytest.approx(0.7, abs=0.01)
 
 
-@pytest.mark.slow
-def test_benchmark_scan_quick_ends_with_its_figure(tmp_path):
-    options = ["--width", "2", "--quick", "--json", str(tmp_path / "out.json"), "--data-dir", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scan", *options],
+def benchmark(name, *options):
+    """What a benchmark, run from the repository, ends with."""
+    return subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *options],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
@@ -297,6 +296,12 @@ def test_benchmark_scan_quick_ends_with_its_figure(tmp_path):
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_benchmark_scan_quick_ends_with_its_figure(tmp_path):
+    options = ["--width", "2", "--quick", "--json", str(tmp_path / "out.json"), "--data-dir", str(tmp_path)]
+    done = benchmark("scan", *options)
     assert done.returncode == 0, done.stderr
     assert "exact mode has the straightforward scan's numbers, bit for bit: yes" in done.stdout
     last = done.stdout.strip().splitlines()[-1]
@@ -306,20 +311,12 @@ def test_benchmark_scan_quick_ends_with_its_figure(tmp_path):
 
 @pytest.mark.slow
 def test_benchmark_search_of_three_methods_ends_with_its_figure_and_keeps_single_results(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.search", "--quick", "--width", "2", "--trials", "3"]
+    size = ["--quick", "--width", "2", "--trials", "3"]
     budget = ["--max-drop", "40", "--finetune-epochs", "0.5", "--confirm-epochs", "0.5", "--values", "int8"]
     files = {name: tmp_path / f"{name}.json" for name in ("json", "kept")}
     where = ["--data-dir", str(tmp_path), *(f"--{name}={path}" for name, path in files.items())]
     methods = ["ours", "bisected erk", "plain optuna"]
-    done = subprocess.run(
-        [*command, *budget, *where, "--methods", *methods],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = benchmark("search", *size, *budget, *where, "--methods", *methods)
     assert done.returncode == 0, done.stderr
     results = json.loads(files["kept"].read_text())
     assert results.keys() == {f"{method}|0" for method in methods}

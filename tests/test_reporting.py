@@ -21,7 +21,7 @@ from sweeps import train as train_command
 from sweeps.page import render
 from sweeps.stages import comparing, drawing, pipeline, trials
 from sweeps.stages import reporting as stage
-from sweeps.stages.longer import FRESH
+from sweeps.stages.contest import FRESH
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import first_search_command, repeat, search_command
 from sweeps.stages.reporting import PAGE, run_report

@@ -23,10 +23,11 @@ from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
 from sweeps.scores import Attempt, Score
 from sweeps.search_sparsity import closing
-from sweeps.stages import confirming, longer, starting, trials
+from sweeps.stages import confirming, contest, longer, starting, trials
 from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
-from sweeps.stages.longer import AVERAGE_OF, EPOCHS, FRESH, HAD, SEED, START_RUN
+from sweeps.stages.contest import FRESH
+from sweeps.stages.longer import AVERAGE_OF, EPOCHS, HAD, SEED, START_RUN
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, study_name
@@ -146,9 +147,9 @@ def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searche
 
 
 def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
-    def fake(source, contest, number, how, floor, earlier):
+    def fake(source, given, number, how, floor, earlier):
         accuracies, lower = ((0.828,), 0.8193) if number == 0 else ((0.85, 0.85), 0.84)
-        return longer.Confirmed(
+        return contest.Confirmed(
             trial=number,
             run_ids=("r",) * len(accuracies),
             accuracies=accuracies,
@@ -163,7 +164,7 @@ def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
     floors, seeds = (0.8338, 0.8188), (FRESH, FRESH + 1)
     source = SimpleNamespace(dataset=SimpleNamespace(val=range(5000)))
     given_up = Attempt(trial=0, floor=floors[0], epochs=0.0, seeds=seeds, accuracy=0.828, run_id="r", trained=0.0)
-    contest = longer.Contest(
+    given = contest.Contest(
         name="x",
         run_id="r",
         floors=floors,
@@ -173,15 +174,15 @@ def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
         start=lambda _: DENSE,
         attempts=[given_up],
     )
-    how = longer.Confirmation(config=PruneConfig(), seeds=seeds, most=1)
-    assert [won.trial for won in confirming.confirm(source, contest, how).values()] == [1, 1]
+    how = contest.Confirmation(config=PruneConfig(), seeds=seeds, most=1)
+    assert [won.trial for won in confirming.confirm(source, given, how).values()] == [1, 1]
 
 
 def test_search_among_whose_first_trials_none_is_promising_confirms_the_nearest(source, monkeypatch):
     monkeypatch.setattr(confirming, "next_candidate", lambda *_, **__: None)
     monkeypatch.setattr(confirming, "next_repeat", lambda *_, **__: None)
     monkeypatch.setattr(
-        longer, "expected", lambda tried, _: {one.number: (0.7, 0.9, 0.8, *[0.0] * 5)[one.number] for one in tried}
+        contest, "expected", lambda tried, _: {one.number: (0.7, 0.9, 0.8, *[0.0] * 5)[one.number] for one in tried}
     )
     run_search(source, replace(REQUEST, trials=8, finetune_epochs=0.25, confirm_epochs=0.5))
     ordered = sorted((run for run in runs() if run.data.tags[tracking.STAGE] in ("trial", "confirm")), key=begun)

@@ -11,7 +11,8 @@ from netprune.confirmation import ROUNDING, Bound, next_candidate, next_repeat
 from netprune.evaluation import Evaluation
 from sweeps.progress import report
 from sweeps.scores import Attempt
-from sweeps.stages.longer import Confirmation, Confirmed, Contest, hopeless, measure
+from sweeps.stages.contest import Confirmation, Confirmed, Contest
+from sweeps.stages.longer import hopeless, measure
 from sweeps.stages.request import as_percent
 from sweeps.stages.source import Source
 from sweeps.table import count, percent, trial_name

@@ -8,7 +8,7 @@ from sweeps import artifacts, tracking
 from sweeps.limits import Limits
 from sweeps.scores import ROUNDING
 from sweeps.stages.confirming import CONFIRMED_FILE, confirm, probe, record
-from sweeps.stages.longer import FRESH, Confirmation, Confirmed, Contest
+from sweeps.stages.contest import FRESH, Confirmation, Confirmed, Contest
 from sweeps.stages.request import SearchRequest, finetuning_for
 from sweeps.stages.source import Source
 from sweeps.study import SparsityStudy

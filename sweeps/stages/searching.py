@@ -22,9 +22,9 @@ from sweeps.proposing import Aims, Proposer
 from sweeps.scores import Tried
 from sweeps.secrets import masked
 from sweeps.stages.confirming import asks_for_more
+from sweeps.stages.contest import Confirmed
 from sweeps.stages.deciding import Probes, confirm_study
 from sweeps.stages.describing import study_note
-from sweeps.stages.longer import Confirmed
 from sweeps.stages.request import (
     NO_DROP,
     SearchRequest,
