@@ -1,13 +1,12 @@
 """The smallest confirmed file at equal cost: our search beside what is done otherwise.
 
 Every method may spend the same finetune epochs on its trials, of the same length, for the same floors, and hands what
-it tried to the same confirmation. `bisected RULE` looks for the density at which
-one rule's allocations come to what a confirmation needs, a part of its trials for each floor, and spends what is left
-on larger networks, so that a confirmation which fails has a next one to take; `plain optuna` is TPE over raw per-layer
-sparsities with the floor as a constraint. Ours may stop trials early, and spends what that saves on more trials; its
-trials and confirmations go on from whichever of its networks has least left to recover; the others' trials from the
-dense network, and their confirmations from the trial's. What nothing is confirmed for counts as the dense
-file.
+it tried to the same confirmation. `bisected RULE` looks for the density at which one rule's allocations come to what a
+confirmation needs, a part of its trials for each floor, and spends what is left on larger networks, so that a
+confirmation which fails has a next one to take; `plain optuna` is TPE over raw per-layer sparsities with the floor as a
+constraint. Ours may stop trials early, and spends what that saves on more trials; its trials and confirmations go on
+from whichever of its networks has least left to recover; the others' trials from the dense network, and their
+confirmations from the trial's. What nothing is confirmed for counts as the dense file.
 """
 
 from __future__ import annotations

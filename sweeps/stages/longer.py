@@ -17,9 +17,9 @@ from sweeps import tracking
 from sweeps.progress import Progress
 from sweeps.stages.contest import Confirmation, Confirmed, Contest
 from sweeps.stages.source import Source
-from sweeps.stages.starting import fetch_network, keep_network
+from sweeps.stages.starting import Start, fetch_network, keep_network
 from sweeps.stages.trials import START, keep_result, result_metrics, seconds
-from sweeps.table import short, trial_name
+from sweeps.table import short
 
 SEED, AVERAGE_OF = "netprune.seed", "netprune.average_of"
 """Tags of a confirmation's runs: of a finetuning its seed, of an average the seeds."""
@@ -59,8 +59,9 @@ def measure(
         if found:  # an earlier session may have chosen it
             return _Beginning.of(found[0])
         if earlier:
-            return _Beginning(f"{trial_name(number)}, finetuned longer", earlier[-1].run_id, earlier[-1].trained)
-        start = contest.start(number)
+            start = Start(number, None, earlier[-1].run_id, earlier[-1].trained, confirmed=True)
+        else:
+            start = contest.start(number)
         return _Beginning(str(start), start.run_id, start.had)
 
     for seed in how.seeds_of(turn):
