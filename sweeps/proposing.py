@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from netprune.confirmation import aim, image_margin, surprise
 from netprune.masks import Sparsity
@@ -18,9 +18,9 @@ from netprune.recovery import Recovery
 from netprune.search_space import REACH, Point, Space
 from netprune.seeding import SHORT, Seen, boundary, propose
 from netprune.starts import nearest
+from sweeps.points import DENSITY, OFFSET, offsets_of, point_of
 from sweeps.scores import Attempt, Tried, lineage
 
-FLOOR, DENSITY, OFFSET = "accuracy_floor", "density", "offset/"
 REGION = 0.2
 """How far around the best trial's offsets a sampler looks, either way."""
 FAR = math.log(2.0)
@@ -232,15 +232,15 @@ def ask(
     memory, distributions = optuna.create_study(sampler=sampler), dict[str, BaseDistribution](region)
     for one in close:
         if _inside(one.point, region):
-            params = _offsets(one.point)
+            params = offsets_of(one.point)
             memory.add_trial(create_trial(params=params, distributions=distributions, value=value(one)))
     for point in running:
         if _inside(point, region):
-            known = create_trial(state=TrialState.RUNNING, params=_offsets(point), distributions=distributions)
+            known = create_trial(state=TrialState.RUNNING, params=offsets_of(point), distributions=distributions)
             memory.add_trial(known)
     with np.errstate(invalid="ignore"):  # the GP divides zero by zero once it is sure of its answer, and heeds it
         found = memory.ask(distributions).params
-    if any(_offsets(point) == found for point in (*running, *(one.point for one in tried))):
+    if any(offsets_of(point) == found for point in (*running, *(one.point for one in tried))):
         # sure of its answer, it gives it again, and at much the same density that would teach nothing
         memory.sampler = RandomSampler(seed=len(tried) + len(running))
         found = memory.ask(distributions).params
@@ -263,45 +263,5 @@ class _Outlook:
         return one.score.accuracy + max(0.0, self.plane.more(self.had[one.number], self.epochs))
 
 
-class Given(RandomSampler):
-    """Optuna's side of it: a trial's parameters are not drawn, they are those of the point that it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.params: dict[str, float] = {}
-        """Parameter → value, of the trial that is about to be asked for them."""
-
-    def sample_independent(
-        self,
-        study: optuna.Study,  # noqa: ARG002 - Optuna's signature
-        trial: FrozenTrial,  # noqa: ARG002
-        param_name: str,
-        param_distribution: BaseDistribution,  # noqa: ARG002
-    ) -> float:
-        """The point's."""
-        return self.params[param_name]
-
-
-def whole(space: Space) -> dict[str, FloatDistribution]:
-    """The space as Optuna has it: parameter → its range."""
-    offsets = {f"{OFFSET}{name}": FloatDistribution(-REACH, REACH) for name in space.sizes}
-    return {DENSITY: FloatDistribution(space.least, space.most, log=True), **offsets}
-
-
-def parameters(point: Point) -> dict[str, float]:
-    """A point as Optuna has it: parameter → value."""
-    return {DENSITY: point.density, **_offsets(point)}
-
-
-def _offsets(point: Point) -> dict[str, float]:
-    return {f"{OFFSET}{name}": value for name, value in point.offsets.items()}
-
-
-def point_of(params: Mapping[str, float]) -> Point:
-    """And back."""
-    offsets = {name.removeprefix(OFFSET): value for name, value in params.items() if name.startswith(OFFSET)}
-    return Point(density=params[DENSITY], offsets=offsets)
-
-
 def _inside(point: Point, region: Mapping[str, FloatDistribution]) -> bool:
-    return all(region[name].low <= value <= region[name].high for name, value in _offsets(point).items())
+    return all(region[name].low <= value <= region[name].high for name, value in offsets_of(point).items())

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.proposing import point_of
+from sweeps.points import point_of
 from sweeps.scores import Score, Tried
 from sweeps.sessions import GRACE_SECONDS
 

@@ -16,8 +16,9 @@ from netprune.errors import DivergedError, InputError
 from netprune.masks import Sparsity
 from netprune.search_space import Point, Space
 from sweeps.limits import Limits
+from sweeps.points import Given, parameters, point_of, whole
 from sweeps.progress import report
-from sweeps.proposing import FLOOR, Given, Turn, parameters, point_of, whole
+from sweeps.proposing import Turn
 from sweeps.scores import Attempt, Score
 from sweeps.sessions import Crew
 from sweeps.snapshot import SCORE, SESSION, Snapshot
@@ -25,7 +26,8 @@ from sweeps.storage import JOURNAL, open_storage
 
 RETRIES, FAILURES = 2, 10
 """How often a point is tried again whose worker died, and how many failures in a row a worker takes before it stops."""
-
+FLOOR = "accuracy_floor"
+"""A trial's constraint."""
 
 Record = Callable[[Score], None]
 """Puts a trial's score down in the study; called before the trial's run in MLflow closes."""
@@ -36,7 +38,6 @@ Propose = Callable[[Turn], Point]
 """What is known when a trial begins → the point that it tries."""
 Settle = Callable[[int], bool]
 """Closes what a dead worker's trial left open in MLflow, and says whether its run had finished."""
-
 
 QUEUED = "fixed_params"
 """Of a trial in the study: where Optuna keeps the point of one that was queued, to be tried again."""

@@ -18,8 +18,8 @@ from test_study import ZERO, Listed, make_study, run, score, trials
 from netprune.search_space import Point
 from sweeps import sessions, tracking
 from sweeps.limits import Limits
+from sweeps.points import parameters, whole
 from sweeps.processes import ProcessId, this_machine
-from sweeps.proposing import parameters, whole
 from sweeps.scores import Score
 from sweeps.sessions import GRACE_SECONDS, Crew, Session
 from sweeps.stages.trials import Trials

@@ -13,20 +13,8 @@ from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
 from sweeps.limits import Limits
-from sweeps.proposing import (
-    DENSITY,
-    OFFSET,
-    REGION,
-    SAMPLERS,
-    UNTRAINED,
-    Aims,
-    Proposer,
-    Turn,
-    ask,
-    expected,
-    parameters,
-    whole,
-)
+from sweeps.points import DENSITY, OFFSET, parameters, whole
+from sweeps.proposing import REGION, SAMPLERS, UNTRAINED, Aims, Proposer, Turn, ask, expected
 from sweeps.scores import Attempt, Score, Tried, lineage
 from sweeps.storage import JOURNAL
 from sweeps.study import FAILURES, SparsityStudy
