@@ -172,20 +172,25 @@ class Bench:
         return list(found.values())
 
     def plain(self, terms: Terms) -> list[Found]:
-        """The trials of TPE over raw sparsities, a study for each floor."""
+        """The trials of TPE over raw sparsities, a study for each floor, which knows the trials of those before."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         found: list[Found] = []
+        names = prunable_weights(self.setting.model)
         for part, floor in enumerate(terms.floors, start=1):
-            study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=terms.seed))
+            # a seed for each: of one they would draw the same sparsities again
+            seed = terms.seed * len(terms.floors) + part
+            study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+            for one in found:
+                study.enqueue_trial(dict(one.sparsity))
 
             def objective(trial: optuna.Trial, floor: float = floor) -> float:
-                names = prunable_weights(self.setting.model)
                 sparsity = {name: trial.suggest_float(name, 0.0, MOST_SPARSITY) for name in names}
-                found.append(self.trial(sparsity, terms))
-                trial.set_constraint("floor", terms.aim(floor) - found[-1].accuracy)
-                return found[-1].size_bytes
+                if trial.number == len(found):
+                    found.append(self.trial(sparsity, terms))
+                trial.set_constraint("floor", terms.aim(floor) - found[trial.number].accuracy)
+                return found[trial.number].size_bytes
 
-            study.optimize(objective, n_trials=round(terms.trials * part / len(terms.floors)) - len(found))
+            study.optimize(objective, n_trials=round(terms.trials * part / len(terms.floors)))
         return found
 
     def confirmed(self, name: str, found: Sequence[Found], terms: Terms) -> dict[float, Confirmed | None]:

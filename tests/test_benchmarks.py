@@ -1,9 +1,14 @@
-"""A benchmark that is asked for what cannot be done says so in one sentence."""
+"""A benchmark that is asked for what cannot be done says so in one sentence; and a baseline that is a fair one."""
 
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from benchmarks.search import Bench, Found, Terms
+from netprune.models import prunable_weights
+from netprune.pruning import finetuning
 
 
 def ending(monkeypatch, name, *arguments):
@@ -29,3 +34,21 @@ def test_benchmark_of_a_dataset_that_is_not_there_ends_in_one_sentence(name, siz
     assert said.startswith("Error: ")
     assert str(tmp_path / "none") in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_plain_optuna_with_two_floors_tries_no_sparsities_twice(seed, tiny_net):
+    made = []
+
+    def trial(sparsity, _):
+        made.append(sparsity)
+        density = 1 - sum(sparsity.values()) / len(sparsity)
+        return Found(sparsity, round(1e6 * density), 0.7 + density / 5, tiny_net)
+
+    bench = SimpleNamespace(setting=SimpleNamespace(model=tiny_net), trial=trial)
+    finetune = finetuning(0.5)
+    terms = Terms((0.8, 0.7), 12, finetune, finetune, 2, seed, images=1000)
+    found = Bench.plain(bench, terms)
+    assert [one.sparsity for one in found] == made
+    assert len({tuple(one.values()) for one in made}) == len(made) == 12
+    assert all(one.keys() == prunable_weights(tiny_net).keys() for one in made)
