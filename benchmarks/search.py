@@ -14,26 +14,24 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import optuna
 from torch import nn
 
+from benchmarks.baselines import RULES, Found, Terms, bisect, epochs_of, plain
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
-from netprune.allocation import Basis, find_allocator
+from netprune.allocation import Basis
 from netprune.callbacks import Callbacks
 from netprune.candidate import prune_candidate
-from netprune.confirmation import Candidate, aim
-from netprune.errors import InputError
+from netprune.confirmation import Candidate
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
@@ -41,9 +39,7 @@ from netprune.packing import header_for, pack
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
-from netprune.recovery import GAIN
 from netprune.scanner import scan
-from netprune.seeding import DENSITIES
 from sweeps import artifacts, tracking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
@@ -57,54 +53,8 @@ from sweeps.stages.starting import Start, artifact_of
 from sweeps.store import open_store
 from sweeps.table import trial_name
 
-RULES = ("uniform", "document", "global_magnitude", "erk", "lamp", "knapsack")
 OURS, PLAIN = "ours", "plain optuna"
 METHODS = (OURS, *(f"bisected {rule}" for rule in RULES), PLAIN)
-FIRST, STEP, CLOSE, ABOVE = 0.1, 2.5, 1.1, 1.12
-"""A bisection's first density, its factor to the next while only one side is known, the factor between the two sides at
-which it ends, and that between the densities above, on which it spends the rest of its trials."""
-MOST_SPARSITY = 0.999
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One trial of a method."""
-
-    sparsity: Sparsity
-    size_bytes: int
-    accuracy: float
-    """Validation, in [0, 1]."""
-    network: nn.Module
-    """Finetuned: confirmations go on from it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What is equal for all methods."""
-
-    floors: tuple[float, ...]
-    trials: int
-    finetune: PruneConfig
-    confirmation: PruneConfig
-    most: int
-    seed: int
-    images: int
-    """Validation images."""
-
-    @property
-    def gain(self) -> float:
-        """Accuracy that a confirmation is expected to add, as ours expects it before anything is measured."""
-        had = _epochs(self.finetune)
-        return GAIN * math.log((had + _epochs(self.confirmation)) / had)
-
-    def aim(self, floor: float) -> float:
-        """What a trial should have for its confirmation to meet a floor, as in ours."""
-        return aim(floor, self.images, self.gain)
-
-    @property
-    def epochs(self) -> float:
-        """Finetune epochs of all trials."""
-        return self.trials * _epochs(self.finetune)
 
 
 class Bench:
@@ -154,44 +104,15 @@ class Bench:
         )
         return Found(sparsity, len(data), result.val.accuracy, networks[0])
 
-    def bisected(self, rule: str, terms: Terms) -> list[Found]:
-        """The trials of one rule's bisection, for each floor in turn."""
-        found: dict[float, Found] = {}
-        for part, floor in enumerate(terms.floors, start=1):
-            until = round(terms.trials * part / len(terms.floors))
-            while len(found) < until:
-                meets = {density: one.accuracy >= terms.aim(floor) for density, one in found.items()}
-                density = bisected(meets, DENSITIES[0], DENSITIES[-1])
-                if density is None:
-                    break
-                try:
-                    sparsity = find_allocator(rule)(self.basis, density)
-                except InputError:  # below what the scan reached
-                    break
-                found[density] = self.trial(sparsity, terms)
-        return list(found.values())
+    def baseline(self, method: str, terms: Terms) -> list[Found]:
+        """The trials of a method that is not ours."""
 
-    def plain(self, terms: Terms) -> list[Found]:
-        """The trials of TPE over raw sparsities, a study for each floor, which knows the trials of those before."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        found: list[Found] = []
-        names = prunable_weights(self.setting.model)
-        for part, floor in enumerate(terms.floors, start=1):
-            # a seed for each: of one they would draw the same sparsities again
-            seed = terms.seed * len(terms.floors) + part
-            study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-            for one in found:
-                study.enqueue_trial(dict(one.sparsity))
+        def trial(sparsity: Sparsity) -> Found:
+            return self.trial(sparsity, terms)
 
-            def objective(trial: optuna.Trial, floor: float = floor) -> float:
-                sparsity = {name: trial.suggest_float(name, 0.0, MOST_SPARSITY) for name in names}
-                if trial.number == len(found):
-                    found.append(self.trial(sparsity, terms))
-                trial.set_constraint("floor", terms.aim(floor) - found[trial.number].accuracy)
-                return found[trial.number].size_bytes
-
-            study.optimize(objective, n_trials=round(terms.trials * part / len(terms.floors)))
-        return found
+        if method == PLAIN:
+            return plain(prunable_weights(self.setting.model), terms, trial)
+        return bisect(method.removeprefix("bisected "), self.basis, terms, trial)
 
     def confirmed(self, name: str, found: Sequence[Found], terms: Terms) -> dict[float, Confirmed | None]:
         """The same confirmation as a search of ours has."""
@@ -199,7 +120,7 @@ class Bench:
         def start(number: int) -> Start:
             with tracking.tracked_run("trial", trial_name(number), {}) as run_id:
                 artifacts.log_bytes(pack(found[number].network, self.source.header), artifact_of(terms.confirmation))
-            return Start(number, found[number].network, run_id, _epochs(terms.finetune))
+            return Start(number, found[number].network, run_id, epochs_of(terms.finetune))
 
         contest = Contest(
             name=name,
@@ -242,8 +163,8 @@ class Bench:
             winners = self.ours(name, terms)
             spent = sum(one.metrics["finetune_epochs"] for one in _runs(name, "trial"))
         else:
-            found = self.plain(terms) if method == PLAIN else self.bisected(method.removeprefix("bisected "), terms)
-            spent = len(found) * _epochs(terms.finetune)
+            found = self.baseline(method, terms)
+            spent = len(found) * epochs_of(terms.finetune)
             with tracking.tracked_run("search", name, {}, tags={tracking.STUDY: name}):
                 winners = self.confirmed(name, found, terms)
         return {
@@ -255,39 +176,8 @@ class Bench:
         }
 
 
-def bisected(meets: Mapping[float, bool], least: float, most: float) -> float | None:
-    """The next density of a bisection: density → whether it met the aim. None when even the largest has been tried.
-
-    >>> bisected({}, 0.004, 0.6), bisected({0.1: True}, 0.004, 0.6)
-    (0.1, 0.04)
-    >>> round(bisected({0.1: True, 0.04: False}, 0.004, 0.6), 4)
-    0.0632
-    >>> round(bisected({0.1: True, 0.095: False}, 0.004, 0.6), 4)
-    0.112
-    """
-    high = min((density for density, met in meets.items() if met), default=None)
-    low = max((d for d, met in meets.items() if not met and (high is None or d < high)), default=None)
-    if high is None and low is None:
-        return min(most, max(least, FIRST))
-    if high is None:
-        assert low is not None
-        return None if low == most else min(most, low * STEP)
-    if low is None and high > least:
-        return max(least, high / STEP)
-    if low is not None and high / low > CLOSE:
-        return math.sqrt(high * low)
-    above = high * ABOVE
-    while above <= most and any(abs(math.log(above / density)) < math.log(ABOVE) / 2 for density in meets):
-        above *= ABOVE
-    return above if above <= most else None
-
-
 def _runs(study: str, stage: str) -> list[tracking.FoundRun]:
     return tracking.find_runs({tracking.STUDY: study, tracking.STAGE: stage})
-
-
-def _epochs(config: PruneConfig) -> float:
-    return config.finetune.epochs * config.share if config.finetune else 0.0
 
 
 def main() -> None:
