@@ -75,6 +75,7 @@ class Net10(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, `(N, 3, S, S)` → logits, `(N, classes)`."""
         x = self.conv2(self.conv1(images))
         x = self.res1(x) + x
         x = self.conv4(self.conv3(x))

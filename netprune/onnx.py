@@ -34,6 +34,7 @@ class _OnPixels(nn.Module):
         self.register_buffer("std", torch.tensor(packed.header.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1], `(N, 3, S, S)` → logits, `(N, classes)`."""
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
 

@@ -110,6 +110,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, side: int) -> Tensor:
+        """`(N, C, H, W)` and `(C', C, 3, 3)` → `(N, C', H, W)`, channels_last; `side` of a tile's outputs."""
         tiling = _Tiling(images, weight, side)
         kernels = tiling.kernels(weight)
         found = images.new_empty((images.shape[0], *images.shape[2:], weight.shape[0]))
@@ -123,6 +124,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        """The output's gradient → the images', if it is wanted, and the weight's."""
         images, weight, kernels = ctx.saved_tensors
         tiling, downwards = ctx.tiling, ctx.needs_input_grad[0]
         kernel_slopes = torch.zeros_like(kernels)
