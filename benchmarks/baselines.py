@@ -59,8 +59,8 @@ class Terms:
     @property
     def gain(self) -> float:
         """Accuracy that a confirmation is expected to add, as ours expects it before anything is measured."""
-        had = epochs_of(self.finetune)
-        return GAIN * math.log((had + epochs_of(self.confirmation)) / had)
+        had = self.finetune.epochs
+        return GAIN * math.log((had + self.confirmation.epochs) / had)
 
     def aim(self, floor: float) -> float:
         """What a trial should have for its confirmation to meet a floor, as in ours."""
@@ -69,16 +69,11 @@ class Terms:
     @property
     def epochs(self) -> float:
         """Finetune epochs of all trials."""
-        return self.trials * epochs_of(self.finetune)
+        return self.trials * self.finetune.epochs
 
     def until(self, part: int) -> int:
         """Trials at the end of a floor's part, from 1: floors share them equally."""
         return round(self.trials * part / len(self.floors))
-
-
-def epochs_of(config: PruneConfig) -> float:
-    """Passes over the training images that a finetuning makes."""
-    return config.finetune.epochs * config.share if config.finetune else 0.0
 
 
 def bisect(rule: str, basis: Basis, terms: Terms, trial: Trial) -> list[Found]:

@@ -26,7 +26,7 @@ import mlflow
 import numpy as np
 from torch import nn
 
-from benchmarks.baselines import RULES, Found, Terms, bisect, epochs_of, plain
+from benchmarks.baselines import RULES, Found, Terms, bisect, plain
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.allocation import Basis
 from netprune.callbacks import Callbacks
@@ -120,7 +120,7 @@ class Bench:
         def start(number: int) -> Start:
             with tracking.tracked_run("trial", trial_name(number), {}) as run_id:
                 artifacts.log_bytes(pack(found[number].network, self.source.header), artifact_of(terms.confirmation))
-            return Start(number, found[number].network, run_id, epochs_of(terms.finetune))
+            return Start(number, found[number].network, run_id, terms.finetune.epochs)
 
         contest = Contest(
             name=name,
@@ -164,7 +164,7 @@ class Bench:
             spent = sum(one.metrics["finetune_epochs"] for one in _runs(name, "trial"))
         else:
             found = self.baseline(method, terms)
-            spent = len(found) * epochs_of(terms.finetune)
+            spent = len(found) * terms.finetune.epochs
             with tracking.tracked_run("search", name, {}, tags={tracking.STUDY: name}):
                 winners = self.confirmed(name, found, terms)
         return {

@@ -48,6 +48,11 @@ class PruneConfig:
         if not 0 <= self.had < math.inf:
             raise InputError(f"had is {self.had}; it is in finetune epochs, at least 0.")
 
+    @property
+    def epochs(self) -> float:
+        """Passes over all training images that the finetuning takes, at least 0; less than 1 for a share of them."""
+        return self.finetune.epochs * self.share if self.finetune else 0.0
+
     def part(self, dataset: Dataset) -> Dataset:
         """The data set that the finetuning goes over."""
         if not self.finetune or self.share == 1:

@@ -3,6 +3,7 @@
 import runpy
 import sys
 
+import optuna
 import pytest
 
 from benchmarks.baselines import Found, Terms, plain
@@ -35,8 +36,9 @@ def test_benchmark_of_a_dataset_that_is_not_there_ends_in_one_sentence(name, siz
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_plain_optuna_with_two_floors_tries_no_sparsities_twice(seed, tiny_net):
-    made = []
+def test_plain_optuna_with_two_floors_knows_what_it_has_tried_and_tries_nothing_twice(seed, tiny_net, monkeypatch):
+    made, studies, create = [], [], optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **how: studies.append(create(**how)) or studies[-1])
 
     def trial(sparsity):
         made.append(sparsity)
@@ -48,3 +50,6 @@ def test_plain_optuna_with_two_floors_tries_no_sparsities_twice(seed, tiny_net):
     assert [one.sparsity for one in found] == made
     assert len({tuple(one.values()) for one in made}) == len(made) == 12
     assert all(one.keys() == set("abc") for one in made)
+    first, second = ([trial.params for trial in study.trials] for study in studies)
+    assert (first, second) == (made[:6], made)
+    assert [trial.value for trial in studies[1].trials] == [one.size_bytes for one in found]

@@ -344,3 +344,8 @@ def test_prune_candidate_leaves_layers_that_are_not_named_and_are_spared_whole(t
     result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, named, config)
     assert all(result.measured[name] == 0 for name in whole)
     assert all(result.measured[name] >= 0.69 for name in named)
+
+
+def test_prune_config_epochs_are_those_of_the_share_and_none_without_finetuning():
+    assert (finetuning(0.25).epochs, finetuning(2).epochs, finetuning(2.5).epochs) == (0.25, 2, 2.5)
+    assert PruneConfig().epochs == 0

@@ -74,7 +74,7 @@ class Confirmation:
     @property
     def epochs(self) -> float:
         """Finetune epochs with each seed."""
-        return self.config.finetune.epochs * self.config.share if self.config.finetune else 0.0
+        return self.config.epochs
 
     def seeds_of(self, turn: int) -> tuple[int, ...]:
         """Fresh ones for each turn: see `Attempt`."""
@@ -114,8 +114,7 @@ class Contest:
         """A study's trials that ran to their end, and what has been confirmed of them."""
         seen = study.look()
         tried = [one for one in seen.tried if not one.score.stopped]
-        epochs = config.finetune.epochs * config.share if config.finetune else 0.0
-        comes_to = expected(seen.tried, epochs)
+        comes_to = expected(seen.tried, config.epochs)
         sparsities = {one.number: study.space.at(one.point) for one in tried}
 
         @functools.cache

@@ -64,7 +64,7 @@ class Trials:
     @property
     def epochs_a_trial(self) -> float:
         """Finetune epochs of a trial that runs to its end."""
-        return self.config.finetune.epochs * self.config.share if self.config.finetune else 0.0
+        return self.config.epochs
 
     def evaluate(self, number: int, sparsity: Sparsity, record: Record, seen: Snapshot) -> Score:
         """Run one trial: see `study.Evaluate`."""
