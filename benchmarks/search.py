@@ -185,8 +185,9 @@ def main() -> None:
     kept = Path(options.kept).resolve() if options.kept else None
     bench = Bench(open_setting(options), options)
     results: dict[str, Any] = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     with _own_store():
-        for seed in range(options.seeds):
+        for seed in seeds:
             for method in options.methods:
                 key = f"{method}|{seed}"
                 if key not in results:
@@ -194,7 +195,7 @@ def main() -> None:
                     print(f"{key}: {results[key]}", flush=True)
                     if kept:
                         kept.write_text(json.dumps(results, indent=1))
-    table = {method: [results[f"{method}|{seed}"] for seed in range(options.seeds)] for method in options.methods}
+    table = {method: [results[f"{method}|{seed}"] for seed in seeds] for method in options.methods}
     _print(table, bench, options)
     baselines = [np.mean([one["bytes"][0] for one in runs]) for method, runs in table.items() if method != OURS]
     ours = np.mean([one["bytes"][0] for one in table[OURS]]) if OURS in table else np.nan
@@ -219,9 +220,10 @@ def _print(table: dict[str, list[dict[str, Any]]], bench: Bench, options: argpar
         rows.append([method, *cells, *epochs])
     print_table(["method", *(f"bytes at {drop:g} points" for drop in drops), "trial epochs", "confirm epochs"], rows)
     print(
-        f"confirmed bytes, mean ± std over {options.seeds} seeds; dense {bench.dense_bytes:,} bytes, "
-        f"{100 * bench.dense_accuracy:.2f} %; a trial is {options.finetune_epochs:g} epochs, a confirmation "
-        f"{options.confirm_epochs:g} twice; none: counted as the dense file"
+        f"confirmed bytes, mean ± std over {options.seeds} seeds from {options.first_seed} on; "
+        f"dense {bench.dense_bytes:,} bytes, {100 * bench.dense_accuracy:.2f} %; "
+        f"a trial is {options.finetune_epochs:g} epochs, a confirmation {options.confirm_epochs:g} twice; "
+        f"none: counted as the dense file"
     )
 
 
@@ -242,6 +244,7 @@ def _own_store() -> Iterator[None]:
 def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--seeds", type=int, help="of everything (default 3, quick 1)")
+    made.add_argument("--first-seed", type=int, default=0, help="the others follow it (default 0)")
     made.add_argument("--max-drop", type=float, nargs="+", default=[0.5, 2.0], help="points (default 0.5 2)")
     made.add_argument("--trials", type=int, help="of each method (default 12, quick 8)")
     made.add_argument("--finetune-epochs", type=float, help="of a trial (default 0.2, quick 0.1)")

@@ -15,6 +15,8 @@ ALIKE = 0.005
 """Of accuracies: see `surprise`."""
 WITHIN = 0.005
 """By how much a network's accuracy may lack what a bound needs, for the same finetuning once more to bring it."""
+AGAIN = 0.003
+"""Accuracy that the same finetuning once more, from the average of the first, is expected to bring."""
 LEAST_CHANCE = 0.1
 """Of passing: candidates with less are not worth their finetunings."""
 UNSURE = NOISE * math.sqrt(1.5)
@@ -130,8 +132,11 @@ def next_candidate(
 
 
 def next_repeat(measured: Mapping[int, Bound], floor: float, *, images: int) -> int | None:
-    """The number of the candidate to finetune once more, from what it has become, where none is accepted and nothing
-    else is left: the one that lacks least, the smaller of equals. None if one is accepted, or all lack too much.
+    """The number of the candidate to finetune once more, from what it has become, where nothing else is left to try.
+
+    Of those that lack little and are smaller than all that are accepted: while none is, the one that lacks least, the
+    smaller of equals; else the one with the most to win, its chance of passing times the logarithm of what it would
+    save. None if there is none such.
 
     Args:
         measured: by candidate number.
@@ -141,8 +146,18 @@ def next_repeat(measured: Mapping[int, Bound], floor: float, *, images: int) -> 
     >>> next_repeat({3: Bound(900, 0.806, 0.797), 4: Bound(700, 0.807, 0.798)}, 0.8, images=5000)
     4
     """
-    if any(bound.lower >= floor - ROUNDING for bound in measured.values()):
-        return None
-    least = floor + image_margin(floor, images) - WITHIN
-    near = [number for number, bound in measured.items() if bound.mean >= least]
-    return max(near, key=lambda n: (measured[n].mean, -measured[n].size_bytes), default=None)
+    least = floor + image_margin(floor, images)
+    smallest = min((one.size_bytes for one in measured.values() if one.lower >= floor - ROUNDING), default=None)
+    near = {
+        number: bound
+        for number, bound in measured.items()
+        if bound.mean >= least - WITHIN and (smallest is None or bound.size_bytes < smallest)
+    }
+    if smallest is None:
+        return max(near, key=lambda n: (near[n].mean, -near[n].size_bytes), default=None)
+
+    def worth(number: int) -> float:
+        chance = NormalDist().cdf((near[number].mean + AGAIN - least) / UNSURE)
+        return chance * math.log(smallest / near[number].size_bytes)
+
+    return max(near, key=worth, default=None)

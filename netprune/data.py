@@ -115,8 +115,8 @@ class Dataset:
         Args:
             share: see above.
             seed: of the order in which images have their turn.
-            after: epochs of that order that are over: the part is of the images that come next, so that parts which
-                follow each other go over all images before any comes again.
+            after: how often that order is over: the part is of the images that come next, so that parts which follow
+                each other go over all images before any comes again.
         """
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
         order = order.roll(-round(after % 1 * len(order)))

@@ -34,8 +34,8 @@ class PruneConfig:
     share: float = 1.0
     """Of the training images, in (0, 1], that the finetuning goes over; which ones, its seed says."""
     had: float = 0.0
-    """Finetune epochs, at least 0, that the start has had with the same seed: the images go on where those ended, and
-    order and crops are others."""
+    """Finetune epochs, at least 0, that the start has had: the images go on where finetunings as long and with the same
+    seed have ended, and order and crops are others."""
     values: Values = field(default_factory=Values)
     """How the packed file stores weights."""
     spared: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class PruneConfig:
         """The data set that the finetuning goes over."""
         if not self.finetune or self.share == 1:
             return dataset
-        return dataset.part(self.share, seed=self.finetune.seed, after=self.had)
+        return dataset.part(self.share, seed=self.finetune.seed, after=self.had / self.finetune.epochs)
 
     @property
     def recipe(self) -> TrainConfig | None:

@@ -274,7 +274,9 @@ search_options = _stack(
     ),
     click.option("--confirm-seeds", default=2, help="Fresh seeds a candidate is confirmed with; 0: not confirmed."),
     click.option(
-        "--confirm-most", default=4, help="Candidates after which, one being accepted, no smaller one is tried."
+        "--confirm-most",
+        default=4,
+        help="Candidates after which, one being accepted, no smaller one is tried; as many are finetuned once more.",
     ),
     click.option("--workers", default=1, help="Processes on this machine, each with its share of cores and GPUs."),
     click.option("--seed", default=0, help="Of the sampler and the finetuning."),

@@ -116,14 +116,33 @@ NEEDED = FLOOR + MARGIN
         ({}, None),
         ({0: NEEDED - 0.001, 1: NEEDED - 0.003}, 0),
         ({0: NEEDED - 0.002, 1: NEEDED - 0.002}, 1),
-        ({0: NEEDED - 0.001, 1: NEEDED + 0.001}, None),
         ({0: NEEDED - WITHIN - 0.001}, None),
         ({0: NEEDED - WITHIN + 0.001}, 0),
+        ({0: NEEDED - 0.001, 2: NEEDED + 0.001}, None),
+        ({0: NEEDED + 0.001, 2: NEEDED - 0.004}, 2),
+        ({0: NEEDED + 0.001, 2: NEEDED - WITHIN - 0.001}, None),
+        ({0: NEEDED + 0.001, 1: NEEDED - 0.001, 2: NEEDED - 0.003}, 2),
+        ({0: NEEDED + 0.001, 3: NEEDED - 0.001, 1: NEEDED - 0.003}, 1),
+        ({0: NEEDED + 0.001, 1: NEEDED - 0.0005, 4: NEEDED - 0.005 + 1e-6}, 1),
+        ({1: NEEDED + 0.001}, None),
     ],
-    ids=["nobody", "lacks least", "smaller of equals", "one is accepted", "lacks too much", "just near enough"],
+    ids=[
+        "nobody",
+        "lacks least",
+        "smaller of equals",
+        "lacks too much",
+        "just near enough",
+        "larger than an accepted one",
+        "smaller than an accepted one",
+        "smaller than an accepted one, lacks too much",
+        "saves more, though it lacks more",
+        "hardly smaller than the accepted one",
+        "a small saving more of which is likely",
+        "accepted",
+    ],
 )
-def test_next_repeat_is_the_one_that_lacks_least_while_none_is_accepted(means, expected):
-    sizes = {0: 900, 1: 500}
+def test_next_repeat_is_the_one_that_lacks_least_or_once_one_is_accepted_the_one_with_most_to_win(means, expected):
+    sizes = {0: 900, 1: 500, 2: 300, 3: 890, 4: 440}
     measured = {number: Bound(sizes[number], mean, mean - MARGIN) for number, mean in means.items()}
     assert next_repeat(measured, FLOOR, images=IMAGES) == expected
 

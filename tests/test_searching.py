@@ -13,12 +13,13 @@ from studies import DATA, REQUEST
 
 from netprune.bounds import find_bounds
 from netprune.confirmation import Candidate
-from netprune.errors import InputError
+from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import measured_sparsity
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.pruning import PruneConfig
+from netprune.recipes import TrainConfig
 from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
 from sweeps.scores import Attempt, Score
@@ -27,7 +28,7 @@ from sweeps.stages import confirming, contest, longer, starting, trials
 from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
 from sweeps.stages.contest import FRESH
-from sweeps.stages.longer import AVERAGE_OF, EPOCHS, HAD, SEED, START_RUN
+from sweeps.stages.longer import AVERAGE_OF, EPOCHS, HAD, SEED, START_RUN, TURN
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, study_name
@@ -38,6 +39,8 @@ from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE
 from sweeps.stages.studies import find_study
 from sweeps.storage import open_storage
 from sweeps.table import percent, trial_name
+
+SEEDS = (FRESH, FRESH + 1)
 
 
 def begun(run):
@@ -109,13 +112,16 @@ def test_search_decodes_an_earlier_trials_network_once(searched, monkeypatch):
 def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(searched, source):
     outcome = searched()
     won = outcome.floors[0].confirmed
-    confirmations = [run for run in runs("confirm") if run.data.tags[tracking.TRIAL] == str(won.trial)]
+    all_of_it = [run for run in runs("confirm") if run.data.tags[tracking.TRIAL] == str(won.trial)]
+    turn = max(int(run.data.tags[TURN]) for run in all_of_it)
+    confirmations = [run for run in all_of_it if run.data.tags[TURN] == str(turn)]
     (averaged,) = (run for run in confirmations if AVERAGE_OF in run.data.tags)
-    assert averaged.data.tags[AVERAGE_OF] == f"{FRESH},{FRESH + 1}"
+    seeds = [FRESH + 2 * turn, FRESH + 2 * turn + 1]
+    assert averaged.data.tags[AVERAGE_OF] == ",".join(map(str, seeds))
     confirmations.remove(averaged)
-    assert {run.data.tags[SEED] for run in confirmations} == {str(FRESH), str(FRESH + 1)}
+    assert {int(run.data.tags[SEED]) for run in confirmations} == set(seeds)
     results = [json.loads(artifacts.read_artifact(run.info.run_id, "result.json")) for run in confirmations]
-    assert sorted(result["seed"] for result in results) == [FRESH, FRESH + 1]  # and not the tag alone
+    assert sorted(result["seed"] for result in results) == seeds  # and not the tag alone
     networks = [unpack(artifacts.read_artifact(run.info.run_id, PACKED_FILE)).model for run in confirmations]
     assert len(set(map(weights_digest, networks))) == 2
     mean = unpack(artifacts.read_artifact(averaged.info.run_id, PACKED_FILE)).model
@@ -134,6 +140,13 @@ def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(searched,
     assert runs("search")[0].data.metrics["confirmed_packed_bytes"] == won.size_bytes
 
 
+def test_search_that_may_confirm_only_one_waits_for_all_trials(searched):
+    searched(replace(REQUEST, confirm_most=1))
+    ordered = sorted((run for run in runs() if run.data.tags[tracking.STAGE] in ("trial", "confirm")), key=begun)
+    stages = [run.data.tags[tracking.STAGE] for run in ordered]
+    assert stages.index("confirm") == REQUEST.trials
+
+
 def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searched):
     searched(replace(REQUEST, max_drop=(30.0, 60.0), trials=8))
     ordered = sorted((run for run in runs() if run.data.tags[tracking.STAGE] in ("trial", "confirm")), key=begun)
@@ -143,39 +156,83 @@ def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searche
     confirmed = [int(run.data.tags[tracking.TRIAL]) for run in ordered if run.data.tags[tracking.STAGE] == "confirm"]
     assert list(dict.fromkeys(attempt["trial"] for attempt in kept)) == list(dict.fromkeys(confirmed))
     assert kept[0]["floor"] == max(attempt["floor"] for attempt in kept)
-    assert {tuple(attempt["seeds"]) for attempt in kept} == {(FRESH, FRESH + 1)}
+    assert {tuple(attempt["seeds"]) for attempt in kept if not attempt["turn"]} == {(FRESH, FRESH + 1)}
 
 
-def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
-    def fake(source, given, number, how, floor, earlier):
-        accuracies, lower = ((0.828,), 0.8193) if number == 0 else ((0.85, 0.85), 0.84)
-        return contest.Confirmed(
-            trial=number,
-            run_ids=("r",) * len(accuracies),
-            accuracies=accuracies,
-            average=None,
-            run_id="r",
-            trained=0.0,
-            size_bytes=100 * (number + 1),
-            lower=lower,
-        )
+def came_to(number, accuracies, lower):
+    return contest.Confirmed(
+        trial=number,
+        run_ids=("r",) * len(accuracies),
+        accuracies=accuracies,
+        average=None,
+        run_id="r",
+        trained=0.0,
+        size_bytes=100 * (number + 1),
+        lower=lower,
+    )
 
-    monkeypatch.setattr(confirming, "measure", fake)
-    floors, seeds = (0.8338, 0.8188), (FRESH, FRESH + 1)
-    source = SimpleNamespace(dataset=SimpleNamespace(val=range(5000)))
-    given_up = Attempt(trial=0, floor=floors[0], epochs=0.0, seeds=seeds, accuracy=0.828, run_id="r", trained=0.0)
+
+def confirmed_of(monkeypatch, measure, candidates, floors, *, attempts=(), most=2):
+    """The winners where a candidate's longer finetunings come to what `measure` says, and what was noted."""
+    monkeypatch.setattr(confirming, "measure", lambda _, __, number, ___, ____, earlier: measure(number, len(earlier)))
+    kept = list(attempts)
     given = contest.Contest(
         name="x",
         run_id="r",
         floors=floors,
         objective="packed_bytes",
-        candidates=(Candidate(0, 100, 0.75, 0.75), Candidate(1, 200, 0.84, 0.86)),
+        candidates=candidates,
         sparsities={},
         start=lambda _: DENSE,
-        attempts=[given_up],
+        attempts=kept[:],
+        note=kept.append,
     )
-    how = contest.Confirmation(config=PruneConfig(), seeds=seeds, most=1)
-    assert [won.trial for won in confirming.confirm(source, given, how).values()] == [1, 1]
+    how = contest.Confirmation(config=PruneConfig(finetune=TrainConfig(), share=0.5), seeds=SEEDS, most=most)
+    source = SimpleNamespace(dataset=SimpleNamespace(val=range(5000)))
+    return list(confirming.confirm(source, given, how).values()), kept
+
+
+def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
+    floors = (0.8338, 0.8188)
+    given_up = Attempt(trial=0, floor=floors[0], epochs=0.5, seeds=SEEDS, accuracy=0.828, run_id="r", trained=0.0)
+    won, _ = confirmed_of(
+        monkeypatch,
+        lambda number, _: came_to(number, (0.85, 0.85), 0.84) if number else came_to(number, (0.828,), 0.8193),
+        (Candidate(0, 100, 0.75, 0.75), Candidate(1, 200, 0.84, 0.86)),
+        floors,
+        attempts=[given_up],
+        most=1,
+    )
+    assert [one.trial for one in won] == [1, 1]
+
+
+def test_confirm_once_one_is_accepted_finetunes_a_smaller_near_one_once_more(monkeypatch):
+    found = {(1, 0): (0.86, 0.85), (0, 0): (0.841, 0.8325), (0, 1): (0.844, 0.835)}
+
+    def measure(number, turn):
+        accuracy, lower = found[number, turn]
+        return came_to(number, (accuracy, accuracy), lower)
+
+    candidates = (Candidate(0, 100, 0.84, 0.843), Candidate(1, 200, 0.84, 0.86))
+    (won,), kept = confirmed_of(monkeypatch, measure, candidates, (0.8338,))
+    assert won.trial == 0
+    assert [(one.trial, one.turn) for one in kept] == [(0, 0), (1, 0), (0, 1)]
+    assert kept[-1].seeds == (FRESH + 2, FRESH + 3)
+
+
+@pytest.mark.parametrize("turn", [0, 1], ids=["at first", "once more"])
+def test_confirm_of_one_that_diverges_goes_on_with_the_others(monkeypatch, capsys, turn):
+    def measure(number, earlier):
+        if number == 0 and earlier == turn:
+            raise DivergedError("training diverged.")
+        return came_to(number, (0.841, 0.841) if number == 0 else (0.86, 0.86), 0.8325 if number == 0 else 0.85)
+
+    candidates = (Candidate(0, 100, 0.84, 0.86), Candidate(1, 200, 0.84, 0.86))
+    (won,), kept = confirmed_of(monkeypatch, measure, candidates, (0.8338,))
+    assert won.trial == 1
+    assert [(one.trial, one.turn) for one in kept] == [(0, 0), (1, 0)][1 - turn :]
+    said = "confirm trial 000, once more" if turn else "confirm trial 000"
+    assert f"{said} came to no result: training diverged." in capsys.readouterr().err
 
 
 def test_search_among_whose_first_trials_none_is_promising_confirms_the_nearest(source, monkeypatch):
@@ -197,7 +254,7 @@ def test_search_that_accepts_none_goes_on_with_what_the_nearest_has_become(sourc
 
     def strict(*arguments):
         found = longer.measure(*arguments)
-        return found if arguments[-1] else replace(found, lower=0.0)  # at a first turn nothing is accepted
+        return replace(found, lower=float(len(arguments[-1]) > 0))  # at a first turn nothing is accepted
 
     def spy(*arguments, start, **options):
         begun_with[arguments[4].finetune.seed] = weights_digest(start)
@@ -245,8 +302,9 @@ def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those
     outcome = run_search(source, replace(REQUEST, trials=8, values=values, max_drop=(30.0, 60.0)))
     kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
     network_of = {trial_name(int(run.data.tags[tracking.TRIAL])): run.info.run_id for run in runs("trial")}
-    network_of |= {f"{trial_name(one['trial'])}, finetuned longer": one["run_id"] for one in kept}
-    had |= {f"{trial_name(one['trial'])}, finetuned longer": one["trained"] for one in kept}
+    longer_ones = {f"{trial_name(one['trial'])}, finetuned longer": one for one in kept if not one["turn"]}
+    network_of |= {name: one["run_id"] for name, one in longer_ones.items()}
+    had |= {name: one["trained"] for name, one in longer_ones.items()}
     starts = {int(run.data.tags[tracking.TRIAL]): run.data.tags[trials.START] for run in runs("trial")}
     assert any(name.endswith("finetuned longer") for name in starts.values())
     for number, start in sorted(starts.items()):
@@ -262,10 +320,11 @@ def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those
 
 
 def test_search_confirmation_goes_on_from_the_network_with_least_left_to_recover(source, monkeypatch):
-    begun_with, whole = [], longer.prune_candidate
+    begun_with, had, whole = [], [], longer.prune_candidate
 
     def spy(*arguments, start, **options):
         begun_with.append(weights_digest(start))
+        had.append(arguments[4].had)
         return whole(*arguments, start=start, **options)
 
     monkeypatch.setattr(longer, "prune_candidate", spy)
@@ -281,10 +340,11 @@ def test_search_confirmation_goes_on_from_the_network_with_least_left_to_recover
     tags = [run.data.tags for run in sorted(runs("confirm"), key=begun) if SEED in run.data.tags]
     became = [unpack(artifacts.read_artifact(one[START_RUN], PACKED_FILE)).model for one in tags]
     assert begun_with == list(map(weights_digest, became))
+    assert had == [float(one[HAD]) for one in tags], "the images, order and crops are not those of the start again"
     assert any(one[trials.START].endswith("finetuned longer") for one in tags)
     kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
-    trained = {str(one["trial"]): one["trained"] for one in kept}
-    assert all(float(one[HAD]) + REQUEST.confirm_epochs == trained[one[tracking.TRIAL]] for one in tags)
+    trained = {(str(one["trial"]), str(one["turn"])): one["trained"] for one in kept}
+    assert all(float(one[HAD]) + REQUEST.confirm_epochs == trained[one[tracking.TRIAL], one[TURN]] for one in tags)
 
 
 def test_search_interrupted_between_a_candidates_seeds_goes_on_from_the_same_start(source, monkeypatch):

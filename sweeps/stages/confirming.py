@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from netprune.confidence import least_accuracy, lower_bound
-from netprune.confirmation import ROUNDING, Bound, next_candidate, next_repeat
+from netprune.confirmation import ROUNDING, Bound, Candidate, next_candidate, next_repeat
+from netprune.errors import DivergedError
 from netprune.evaluation import Evaluation
 from sweeps.progress import report
 from sweeps.scores import Attempt
@@ -55,7 +56,8 @@ def confirm(source: Source, contest: Contest, how: Confirmation, *, more: bool =
 
 def probe(source: Source, contest: Contest, how: Confirmation, floor: float) -> None:
     """Confirm the candidate whose turn it is for a floor, or see that it fails: what it comes to says of the trials to
-    come how good they have to be. Where none is expected to pass, it is the one that is expected to come nearest."""
+    come how good they have to be. Where none is expected to pass, it is the one that is expected to come nearest; of
+    those that are smaller than an accepted one, if there is any."""
     _Arena(source, contest, how).probe(floor)
 
 
@@ -67,6 +69,8 @@ class _Arena:
         self.images = len(source.dataset.val)
         self.measured = dict[int, list[Confirmed]]()
         """By candidate: what it came to at every turn (see `Attempt`)."""
+        self.diverged = set[int]()
+        """Candidates that came to no result. Nothing is noted of them: there is no network to go on from."""
         self.made, self.repeated = dict.fromkeys(contest.floors, 0), dict.fromkeys(contest.floors, 0)
         for attempt in filter(how.made, contest.attempts):
             self._measure(attempt.trial, attempt.floor, attempt.turn)
@@ -79,7 +83,8 @@ class _Arena:
         """One more candidate for a floor; False if it has its answer."""
         number, turn = self._next(floor), 0
         if number is None and self.how.config.finetune and self.repeated[floor] < self.how.most:
-            number = next_repeat(self._bounds(floor), floor, images=self.images)
+            bounds = {n: bound for n, bound in self._bounds(floor).items() if n not in self.diverged}
+            number = next_repeat(bounds, floor, images=self.images)
             turn = len(self.measured[number]) if number is not None else 0
         if number is None:
             return False
@@ -87,25 +92,40 @@ class _Arena:
         return True
 
     def probe(self, floor: float) -> None:
-        """A new candidate for a floor, if there is any."""
-        number, left = self._next(floor), [one for one in self.contest.candidates if one.number not in self.measured]
+        """A new candidate for a floor, if there is any that would not be larger than an accepted one."""
+        number, won = self._next(floor), self.winner(floor)
+        left = [
+            one
+            for one in self._candidates
+            if one.number not in self.measured and (won is None or one.size_bytes < won.size_bytes)
+        ]
         if number is None and left:
             number = max(left, key=lambda one: one.expected).number
         if number is not None:
             self._try(number, floor, 0)
 
+    @property
+    def _candidates(self) -> list[Candidate]:
+        out = self.diverged - self.measured.keys()
+        return [one for one in self.contest.candidates if one.number not in out]
+
     def _bounds(self, floor: float) -> dict[int, Bound]:
         # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
-        known = {n: one for n, one in self.best.items() if len(one.accuracies) > 1 or hopeless(one, floor)}
+        known = {n: one for n, one in self.best.items() if len(one.accuracies) > 1 or hopeless(one.accuracies, floor)}
         return {number: one.bound for number, one in known.items()}
 
     def _next(self, floor: float) -> int | None:
         bounds = self._bounds(floor)
         most = len(bounds) - self.made[floor] + self.how.most
-        return next_candidate(self.contest.candidates, bounds, floor, images=self.images, most=most)
+        return next_candidate(self._candidates, bounds, floor, images=self.images, most=most)
 
     def _try(self, number: int, floor: float, turn: int) -> None:
-        found = self._measure(number, floor, turn)
+        try:
+            found = self._measure(number, floor, turn)
+        except DivergedError as error:
+            report(f"confirm {trial_name(number)}{AGAIN if turn else ''} came to no result: {error}")
+            self.diverged.add(number)
+            return
         self.contest.note(
             Attempt(
                 trial=number,

@@ -69,7 +69,8 @@ class Confirmation:
     seeds: tuple[int, ...]
     """At least 2."""
     most: int
-    """Candidates of each floor after which no still smaller one is looked for, once one has been accepted."""
+    """Candidates of each floor after which no still smaller one is looked for, once one has been accepted; and how many
+    are finetuned once more."""
 
     @property
     def epochs(self) -> float:

@@ -26,13 +26,14 @@ def _confirmation(source: Source, request: SearchRequest) -> Confirmation:
 
 
 class Probes:
-    """One confirmation for each floor among its trials, by the leader."""
+    """One confirmation for each floor among its trials, by the leader; it counts as one of the most allowed."""
 
     def __init__(self, source: Source, study: SparsityStudy, request: SearchRequest, limits: Limits) -> None:
         self.source, self.study, self.request, self.limits = source, study, request, limits
         count = len(study.floors)
         due = {(i + PROBED) / count: floor for i, floor in enumerate(study.floors)}
-        self.due = due if request.confirm_seeds and study.crew.leads else {}
+        # where only one is to be confirmed, it is the smallest promising of all trials
+        self.due = due if request.confirm_seeds and request.confirm_most > 1 and study.crew.leads else {}
 
     @property
     def shares(self) -> list[float]:

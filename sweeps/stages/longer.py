@@ -29,9 +29,9 @@ START_RUN, HAD = "netprune.start_run", "netprune.start_epochs"
 """Of a finetuning, beside `START`: the run that keeps the network it went on from, and the finetune epochs of that."""
 
 
-def hopeless(one: Confirmed, floor: float) -> bool:
-    """Whether its first seed says already that no mean will be above a floor by the images' margin."""
-    return one.accuracies[0] + SHORT < floor
+def hopeless(accuracies: Sequence[float], floor: float) -> bool:
+    """Whether the first seed says already that no mean will be above a floor by the images' margin."""
+    return accuracies[0] + SHORT < floor
 
 
 def measure(
@@ -67,7 +67,7 @@ def measure(
     for seed in how.seeds_of(turn):
         found.append(_finetuned(source, contest, number, how, seed, turn, begin))
         accuracies = [run.metrics["val_accuracy"] for run in found]
-        if accuracies[0] + SHORT < floor:  # the mean has to be above the floor by the images' margin
+        if hopeless(accuracies, floor):
             break
     enough = len(accuracies) > 1
     mean = sum(accuracies) / len(accuracies)
@@ -159,7 +159,7 @@ def _finetuned(
             source.dataset,
             source.header,
             contest.sparsities[number],
-            replace(how.config, finetune=finetune),
+            replace(how.config, finetune=finetune, had=beginning.had),
             start=beginning.fetch(source, how.config),
             callbacks=Callbacks(
                 on_step=progress, on_finetuned=lambda network: keep_network(network, source, how.config)
