@@ -42,8 +42,8 @@ def hopeless(share: float, accuracy: float, earlier: Sequence[LearningCurve], fl
     """Whether and why a trial cannot reach the floor any more; None if it may.
 
     It cannot when an earlier trial that was clearly better at this look ended clearly below the floor, and none that
-    was as bad ended at it. Curves of sparser networks rise later, but a sparser one that is behind here is not ahead at
-    the end. Nothing is extrapolated: without such an earlier trial there is no verdict.
+    was as bad ended near it or above. Curves of sparser networks rise later, but a sparser one that is behind here is
+    not ahead at the end. Nothing is extrapolated: without such an earlier trial there is no verdict.
 
     Optuna's own pruners rank values and ignore constraints: with small infeasible trials about, a median of sizes stops
     the feasible ones.

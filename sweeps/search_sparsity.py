@@ -77,7 +77,7 @@ def closing(outcome: SearchOutcome) -> str:
     for one in outcome.floors:
         lines.append(f"floor {percent(one.floor)}")
         if one.best is None:
-            lines.append("  no trial meets it yet: add trials or finetune_epochs, or allow a larger max_drop")
+            lines.append("  no trial meets it yet: add trials, epochs or finetune_epochs, or allow a larger max_drop")
         else:
             score = one.best.score
             lines.append(f"  best trial {count(score.size_bytes)} bytes, val {percent(score.accuracy)}")

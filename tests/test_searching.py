@@ -22,16 +22,17 @@ from netprune.pruning import PruneConfig
 from netprune.recipes import TrainConfig
 from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
+from sweeps.limits import Limits
 from sweeps.scores import Attempt, Score
 from sweeps.search_sparsity import closing
-from sweeps.stages import confirming, contest, longer, starting, trials
+from sweeps.stages import confirming, contest, longer, searching, starting, trials
 from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
 from sweeps.stages.contest import FRESH
 from sweeps.stages.longer import AVERAGE_OF, EPOCHS, HAD, SEED, START_RUN, TURN
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
-from sweeps.stages.request import SearchRequest, study_name
+from sweeps.stages.request import SearchRequest, accuracy_floors, as_percent, study_name
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
 from sweeps.stages.standing import Standing
@@ -428,6 +429,75 @@ def test_search_floors_are_found_again_to_the_last_image(searched):
     assert find_study("small").floors == pytest.approx([one.floor for one in outcome.floors], abs=1e-12)
 
 
+@pytest.mark.parametrize("images", [360, 5000])
+def test_accuracy_floors_at_the_dense_networks_own_printed_accuracy_are_met_by_it(images):
+    for right in range(images // 2, images):
+        dense = Evaluation(loss=0.0, loss_se=0.0, accuracy=right / images, accuracy_se=0.0, count=images)
+        given = replace(REQUEST, accuracy_floor=float(as_percent(dense.accuracy)))
+        assert accuracy_floors(given, dense) == pytest.approx((dense.accuracy,), abs=1e-11)
+
+
+def test_find_study_after_one_that_was_interrupted_at_once_is_the_one_before(searched):
+    searched()
+    tags = {tracking.STUDY: "later"}
+    with pytest.raises(KeyboardInterrupt), tracking.tracked_run("search", "study later", {}, tags=tags):
+        raise KeyboardInterrupt
+    assert find_study("").run.tags[tracking.STUDY] == "small"
+
+
+def test_candidate_rows_of_sessions_with_other_seeds_are_apart(source):
+    run_search(source, replace(REQUEST, trials=1))
+    run_search(source, replace(REQUEST, trials=1, confirm_seeds=3))
+    rows = candidate_rows(Standing.of(find_study("small")))
+    assert sorted(row.seeds for row in rows) == [SEEDS, (*SEEDS, FRESH + 2)]
+    assert len({row.size_bytes for row in rows}) == 2, "each has its own average"
+
+
+class Shy:
+    """A study whose session takes itself for the leader until another one shows itself."""
+
+    def __init__(self, seen_late):
+        self.run_id, self.crew, self.asked, self.seen_late = None, self, 0, seen_late
+
+    @property
+    def leads(self):
+        self.asked += 1
+        if self.asked > 3:
+            self.run_id = "the other's"
+        return self.asked == 1 or not self.seen_late
+
+
+@pytest.mark.parametrize(
+    ("shared", "seen_late", "run_id"),
+    [(True, True, "the other's"), (True, False, None), (False, True, None)],
+    ids=["two began at once", "alone", "on this machine only"],
+)
+def test_session_of_a_shared_study_looks_again_before_it_opens_the_run(monkeypatch, shared, seen_late, run_id):
+    monkeypatch.setattr(searching, "WAIT_SECONDS", 0.0)
+    study = Shy(seen_late)
+    searching._wait_for_run(study, shared=shared)
+    assert study.run_id == run_id
+
+
+def test_search_time_left_goes_by_the_trials_since_the_last_confirmation(monkeypatch, capsys):
+    clock = iter([0.0, 10.0, 20.0, 120.0, 130.0])
+    monkeypatch.setattr(trials.time, "monotonic", lambda: next(clock))
+    limits = Limits(trials=10, begun=0.0)
+    study = SimpleNamespace(floors=(0.5,))
+    starts = SimpleNamespace(source=None, study=study, config=None)
+    sitting = trials.Trials(starts, "packed_bytes", 0)
+    score = Score(size_bytes=100, accuracy=0.4, run_id="r")
+
+    def told(done):
+        sitting.reporter(limits)(SimpleNamespace(done=done, best=lambda _: None, epochs=0.0), score)
+        return capsys.readouterr().err.split("about ")[1].strip()
+
+    assert told(1) == "90 s left"
+    assert told(2) == "80 s left"
+    sitting.resume()  # a confirmation has taken 100 s
+    assert told(3) == "70 s left"
+
+
 def test_search_floor_that_no_bound_can_meet_is_told_of_and_ends_in_an_honest_none(source, capsys):
     # made here: a copy of what another test has made says nothing
     outcome = run_search(source, replace(REQUEST, max_drop=(0.0,), trials=2, finetune_epochs=0.0, confirm_epochs=0.0))
@@ -616,6 +686,10 @@ def test_register_logs_the_accuracy_of_the_file_that_is_loaded(searched, source)
         ({"finetune_epochs": -1.0}, "finetune_epochs is -1"),
         ({"sampler": "nsga"}, "gp, tpe, random"),
         ({"epochs": 0.0}, "epochs is 0.0"),
+        ({"epochs": 0.5}, "enough for one trial of 1"),
+        ({"confirm_epochs": float("inf")}, "confirm_epochs is inf"),
+        ({"seed": -1}, "seed is -1; it must be from 0"),
+        ({"seed": 2**32}, "seed is 4294967296"),
         ({"confirm_seeds": 1}, "0, or at least 2"),
         ({"confirm_most": 0}, "confirm_most is 0"),
         ({"timeout": -1.0}, "timeout is -1"),

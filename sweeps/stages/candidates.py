@@ -22,8 +22,17 @@ def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:
         # nothing was repeated in studies from before it was tagged
         key = (run.tags[tracking.TRIAL], run.tags[EPOCHS], int(run.tags.get(TURN, "0")))
         groups.setdefault(key, []).append(run)
-    rows = (_row(standing, key, runs) for key, runs in groups.items())
+    rows = (_row(standing, key, together) for key, runs in groups.items() for together in _by_seeds(runs))
     return tuple(sorted(rows, key=lambda row: row.size_bytes))
+
+
+def _by_seeds(runs: Sequence[tracking.FoundRun]) -> list[list[tracking.FoundRun]]:
+    """Finetunings of one candidate, and their average, for each choice of seeds: sessions may have had others."""
+    of_seeds = {run.tags[SEED]: run for run in runs if SEED in run.tags}
+    averages = {tuple(run.tags[AVERAGE_OF].split(",")): run for run in runs if AVERAGE_OF in run.tags}
+    found = [[*(of_seeds[seed] for seed in seeds if seed in of_seeds), run] for seeds, run in averages.items()]
+    alone = [run for seed, run in of_seeds.items() if not any(seed in seeds for seeds in averages)]
+    return [*found, alone] if alone else found
 
 
 def _row(standing: Standing, key: tuple[str, str, int], runs: Sequence[tracking.FoundRun]) -> CandidateRow:

@@ -14,13 +14,15 @@ from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
 from sweeps.proposing import SAMPLERS
-from sweeps.scores import OBJECTIVES
+from sweeps.scores import OBJECTIVES, ROUNDING
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.source import Source
 from sweeps.table import percent
 
 LONGER = 3
 """How many times a trial's epochs a confirmation takes, unless it is told."""
+SEEDS = 2**31
+"""Those that may be given: samplers and confirmations add to it, and none takes more than 32 bits."""
 NO_DROP = "none"
 """What the run of a study says of `max_drop` whose floor is an accuracy."""
 
@@ -86,8 +88,12 @@ class SearchRequest:
             "objective": (self.objective in OBJECTIVES, " or ".join(OBJECTIVES)),
             "sampler": (self.sampler in SAMPLERS, ", ".join(SAMPLERS)),
             "timeout": (self.timeout is None or self.timeout > 0, "in seconds, above 0"),
-            "epochs": (self.epochs is None or self.epochs > 0, "in finetune epochs, above 0"),
-            "confirm_epochs": (self.confirm_epochs is None or self.confirm_epochs >= 0, "at least 0"),
+            "epochs": (
+                self.epochs is None or (self.epochs > 0 and self.epochs >= self.finetune_epochs),
+                f"in finetune epochs, above 0 and enough for one trial of {self.finetune_epochs:g}",
+            ),
+            "confirm_epochs": (self.confirm_epochs is None or 0 <= self.confirm_epochs < 1e6, "at least 0"),
+            "seed": (0 <= self.seed < SEEDS, f"from 0 to {SEEDS - 1}"),
             "confirm_seeds": (self.confirm_seeds == 0 or self.confirm_seeds >= 2, "0, or at least 2"),
             "confirm_most": (self.confirm_most >= 1, "at least 1"),
             "workers": (self.workers >= 1, "at least 1"),
@@ -130,7 +136,7 @@ def accuracy_floors(request: SearchRequest, dense: Evaluation) -> tuple[float, .
     """
     if request.accuracy_floor is None:
         return tuple(sorted({max(0.0, dense.accuracy - drop / 100) for drop in request.max_drop}, reverse=True))
-    if request.accuracy_floor / 100 > dense.accuracy:
+    if request.accuracy_floor / 100 > dense.accuracy + ROUNDING:
         raise InputError(
             f"the floor is {request.accuracy_floor:.2f} % and the dense network reaches {percent(dense.accuracy)} on "
             f"validation: lower accuracy_floor, or train a better network."

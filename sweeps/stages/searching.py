@@ -121,7 +121,7 @@ def _at_work(
     options["max_drop"] = drops if request.accuracy_floor is None else NO_DROP
     options["accuracy_floor"] = ",".join(map(as_percent, study.floors))
     config = {**source.record(), **options, "study_name": study.name}
-    _wait(lambda: study.run_id is not None or study.crew.leads)
+    _wait_for_run(study, shared=bool(request.storage))
     known = study.run_id
     tags = {tracking.STUDY: study.name}
     if request.storage:
@@ -158,6 +158,18 @@ def _at_work(
     if study.crew.has_others:
         tracking.still_running(run_id)
     return outcome
+
+
+def _wait_for_run(study: SparsityStudy, *, shared: bool) -> None:
+    """Until the study has a run, or this session is the one to open it."""
+
+    def is_clear() -> bool:
+        return study.run_id is not None or study.crew.leads
+
+    _wait(is_clear)
+    if shared and study.run_id is None:
+        time.sleep(WAIT_SECONDS)  # one that began at the same moment on another machine may not have shown itself yet
+        _wait(is_clear)
 
 
 def _wait(until: Callable[[], bool]) -> None:

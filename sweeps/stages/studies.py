@@ -186,7 +186,7 @@ def find_study(name: str, model: str = "") -> FoundStudy:
     """
     tags = {tracking.STAGE: "search"} | ({tracking.STUDY: name} if name else {})
     # a study that was interrupted has trials too
-    runs = tracking.find_runs(tags, statuses=("FINISHED", "KILLED", "FAILED", "RUNNING"), limit=1)
+    runs = tracking.find_runs(tags, statuses=("FINISHED", "KILLED", "FAILED", "RUNNING"), limit=EVERY)
     runs = [run for run in runs if tracking.STUDY in run.tags and "accuracy_floor" in run.metrics]
     if not runs:
         which = f"no study {name}" if name else "no study"

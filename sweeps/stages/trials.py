@@ -46,12 +46,12 @@ class Trials:
     def __init__(self, starts: Starts, objective: str, seed: int) -> None:
         self.source, self.study, self.config = starts.source, starts.study, starts.config
         self.starts, self.objective, self.seed = starts, objective, seed
-        self.results = 0
         self.resume()
 
     def resume(self) -> None:
         """Time counts from now on: what this process waited for others is no trial's."""
         self.begun, self.idle_since = time.monotonic(), time.perf_counter()
+        self.done_before: int | None = None
 
     @staticmethod
     def curves(start: Start, seen: Snapshot) -> list[LearningCurve]:
@@ -174,15 +174,18 @@ class Trials:
         """What is told after each trial: see `SparsityStudy.run`."""
 
         def told(seen: Snapshot, score: Score) -> None:
-            self.results += 1
+            if self.done_before is None:
+                self.done_before = seen.done - 1
             best = [one.score if one else None for one in map(seen.best, self.study.floors)]
             sizes = " · ".join(count(one.size_bytes) if one else "none yet" for one in best)
             if best[0] is not None:
                 size = {f"best_{self.objective}": float(best[0].size_bytes)}
                 tracking.log({**size, "best_val_accuracy": best[0].accuracy}, step=seen.done)
-            left = (time.monotonic() - self.begun) / self.results * _trials_left(limits, seen)
+            now = time.monotonic()
+            # whoever made them: others' trials come as fast in what is left
+            left = (now - self.begun) / (seen.done - self.done_before) * _trials_left(limits, seen)
             if limits.timeout is not None:
-                left = min(left, max(0.0, limits.timeout - (time.monotonic() - self.begun)))
+                left = min(left, max(0.0, limits.timeout - (now - limits.begun)))
             report(
                 f"trial {seen.done}/{limits.trials}  {_outcome(score, self.study.floors)}  "
                 f"{count(score.size_bytes)} bytes  best {sizes}  "
