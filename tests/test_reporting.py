@@ -21,7 +21,7 @@ from sweeps import train as train_command
 from sweeps.page import render
 from sweeps.stages import comparing, drawing, pipeline, trials
 from sweeps.stages import reporting as stage
-from sweeps.stages.contest import FRESH
+from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import first_search_command, repeat, search_command
 from sweeps.stages.reporting import PAGE, run_report
@@ -88,7 +88,8 @@ def test_report_of_a_registered_study_keeps_page_and_figures_in_its_run(searched
         assert artifacts.read_artifact(made.run_id, f"figures/{name}.png") == plot.png
     (floor,) = page.floors
     assert floor.network.packed_bytes == won.size_bytes
-    assert (floor.seeds, floor.accuracies) == ((FRESH, FRESH + 1), won.accuracies)
+    seeds = tuple(int(tracking.find_run(run_id).tags[SEED]) for run_id in won.run_ids)
+    assert (floor.seeds, floor.accuracies) == (seeds, won.accuracies)
     assert (floor.average, floor.averaged) == (won.average, won.averaged)
     (candidate,) = (one for one in page.candidates if one.verdict == "confirmed")
     assert (candidate.size_bytes, candidate.accuracies) == (won.size_bytes, won.accuracies)
