@@ -8,14 +8,12 @@ it decides: it scans the network that `kept_norm` left at twice the density (at 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
+from benchmarks.setting import Kept, Setting, finish, open_setting, parser, print_table, run
 from netprune.allocation import ALLOCATORS, Basis
 from netprune.masks import Sparsity
 from netprune.precision import PRECISIONS, fit_to_device
@@ -46,6 +44,7 @@ def rescanned(setting: Setting, density: float, config: TrainConfig) -> Sparsity
 
 def main() -> None:
     options = _options()
+    known = Kept(options)
     setting = open_setting(options)
     # the document's recipe, not the search's own: the table in the README was made with it
     configs = [recipe("document", epochs=1, batch_size=options.batch_size, seed=seed) for seed in range(options.seeds)]
@@ -53,7 +52,6 @@ def main() -> None:
     start = time.perf_counter()
     basis = Basis(model=setting.model, sensitivity=scan(setting.model, setting.dataset))
     print(f"dense scan: {time.perf_counter() - start:.1f} s, {basis.sensitivity.compute if basis.sensitivity else ''}")
-    known = json.loads(Path(options.kept).read_text()) if options.kept and Path(options.kept).exists() else {}
     rules: dict[str, Callable[[float], Sparsity]] = {
         name: lambda density, rule=rule: rule(basis, density)  # type: ignore[misc]
         for name, rule in ALLOCATORS.items()
@@ -66,8 +64,6 @@ def main() -> None:
             sparsity = rule(density) if missing else {}
             for config in missing:
                 known[f"{name} {density} {config.seed}"] = finetuned_accuracy(setting, sparsity, config)
-                if options.kept:
-                    Path(options.kept).write_text(json.dumps(known))
     table = {n: {d: [known[f"{n} {d} {c.seed}"] for c in configs] for d in densities} for n in rules}
     best = {d: max((table[n][d] for n in rules), key=np.mean) for d in densities}
     rows = [[n, *(_cell(table[n][d], best[d]) for d in densities)] for n in rules]

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
+from benchmarks.setting import Kept, Setting, finish, open_setting, parser, print_table, run
 from netprune.evaluation import evaluate
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, prune_and_finetune, pruned_copy
@@ -77,18 +75,15 @@ def untrained(setting: Setting, density: float) -> dict[str, float]:
 
 def main() -> None:
     options = _options()
+    known = Kept(options)
     setting = open_setting(options)
     densities = QUICK_DENSITIES if options.quick else DENSITIES
-    kept = Path(options.kept) if options.kept else None
-    known = json.loads(kept.read_text()) if kept and kept.exists() else {}
     for name in options.only or VARIANTS:
         for density in densities:
             for seed in range(options.seeds):
                 key = f"{name}|{density}|{seed}"
                 if key not in known:
                     known[key] = finetuned(setting, density, *_config(options, name, seed), options.precision)
-                    if kept:
-                        kept.write_text(json.dumps(known, indent=1))
     print_table(
         ["recipe", *(f"{100 * (1 - density):g} %" for density in densities), "seconds, of the document's"],
         _rows(setting, known, densities, options),
@@ -144,7 +139,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--batch-size", type=int, default=256, help="images a step (default 256)")
     made.add_argument("--precision", choices=PRECISIONS, default="auto")
     made.add_argument("--only", nargs="+", choices=VARIANTS, help="these recipes (default all)")
-    made.add_argument("--kept", help="file in which results are kept, so that a run can go on")
+    made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")
     return made.parse_args()
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ import numpy as np
 from torch import nn
 
 from benchmarks.baselines import RULES, Found, Terms, bisect, plain
-from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
+from benchmarks.setting import Kept, Setting, finish, open_setting, parser, print_table, run
 from netprune.allocation import Basis
 from netprune.callbacks import Callbacks
 from netprune.candidate import prune_candidate
@@ -182,9 +181,8 @@ def _runs(study: str, stage: str) -> list[tracking.FoundRun]:
 
 def main() -> None:
     options = _options()
-    kept = Path(options.kept).resolve() if options.kept else None
+    results = Kept(options)
     bench = Bench(open_setting(options), options)
-    results: dict[str, Any] = json.loads(kept.read_text()) if kept and kept.exists() else {}
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     with _own_store():
         for seed in seeds:
@@ -193,8 +191,6 @@ def main() -> None:
                 if key not in results:
                     results[key] = bench.measure(method, seed)
                     print(f"{key}: {results[key]}", flush=True)
-                    if kept:
-                        kept.write_text(json.dumps(results, indent=1))
     table = {method: [results[f"{method}|{seed}"] for seed in seeds] for method in options.methods}
     _print(table, bench, options)
     baselines = [np.mean([one["bytes"][0] for one in runs]) for method, runs in table.items() if method != OURS]

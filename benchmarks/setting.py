@@ -16,9 +16,13 @@ from torch import nn
 
 from netprune.data import Dataset, load_dataset
 from netprune.errors import InputError
+from netprune.files import write_whole
 from netprune.models import Architecture, build_model, load_weights, read_state_dict
 from netprune.recipes import TrainConfig
 from netprune.training import train
+
+CHOOSING = ("kept", "json", "data_dir", "quick", "seeds", "first_seed", "methods", "only")
+"""Options that say which results there are to be, and not how each is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,40 @@ def parser(description: str, *, weights: bool = True) -> argparse.ArgumentParser
     made.add_argument("--json", help="file for the figures")
     made.add_argument("--quick", action="store_true", help="a smaller run, in minutes")
     return made
+
+
+class Kept(dict[str, Any]):
+    """Single results by name, in the JSON file `--kept` if there is one, so that an interrupted run goes on.
+
+    The file says how they were measured: the benchmark's options, but for those that choose which results.
+
+    Raises:
+        InputError: if the file is of other options, or of something else.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self._path = Path(options.kept).resolve() if options.kept else None
+        self._how = {name: value for name, value in vars(options).items() if name not in CHOOSING}
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            known = json.loads(self._path.read_text())
+            how, results = known["options"], known["results"]
+        except (ValueError, LookupError, TypeError):
+            raise InputError(f"{options.kept} is not a file of results: give --kept another name.") from None
+        other = [name for name in self._how if how.get(name) != self._how[name]]
+        if other:
+            raise InputError(
+                f"{options.kept} has results of {other[0]}={how.get(other[0])}, not {self._how[other[0]]}: "
+                f"give --kept another name."
+            )
+        self.update(results)
+
+    def __setitem__(self, name: str, result: Any) -> None:
+        super().__setitem__(name, result)
+        if self._path:
+            write_whole(self._path, json.dumps({"options": self._how, "results": self}, indent=1).encode())
 
 
 def open_setting(options: argparse.Namespace) -> Setting:

@@ -2,11 +2,14 @@
 
 import runpy
 import sys
+from argparse import Namespace
 
 import optuna
 import pytest
 
 from benchmarks.baselines import Found, Terms, plain
+from benchmarks.setting import Kept
+from netprune.errors import InputError
 from netprune.pruning import finetuning
 
 
@@ -33,6 +36,31 @@ def test_benchmark_of_a_dataset_that_is_not_there_ends_in_one_sentence(name, siz
     assert said.startswith("Error: ")
     assert str(tmp_path / "none") in said
     assert "\n" not in said
+
+
+def test_kept_results_are_there_again_for_the_same_measurement_and_more_seeds(tmp_path):
+    given = {"kept": str(tmp_path / "kept.json"), "epochs": 0.5, "max_drop": [0.5, 2.0]}
+    Kept(Namespace(**given, seeds=1))["lamp|0"] = {"bytes": [1, 2]}
+    assert Kept(Namespace(**given, seeds=3)) == {"lamp|0": {"bytes": [1, 2]}}
+    assert Kept(Namespace(**given | {"kept": None}, seeds=3)) == {}
+
+
+def test_kept_results_of_another_measurement_are_refused_and_left_alone(tmp_path):
+    path = tmp_path / "kept.json"
+    Kept(Namespace(kept=str(path), epochs=0.5))["lamp|0"] = 1
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"has results of epochs=0.5, not 1.5: give --kept another name"):
+        Kept(Namespace(kept=str(path), epochs=1.5))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"lamp|0": 1}', "\x00"])
+def test_kept_file_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "kept.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="is not a file of results"):
+        Kept(Namespace(kept=str(path), epochs=0.5))
+    assert path.read_text() == content
 
 
 @pytest.mark.parametrize("seed", [0, 1])
