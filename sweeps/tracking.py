@@ -218,12 +218,12 @@ def find_runs(
     """Runs of any experiment whose tags equal `tags`, newest first unless told otherwise.
 
     Args:
-        tags: tag name → value.
+        tags: tag name → value, without double quotes.
         order_by: MLflow's order clause, such as `metrics.packed_bytes ASC`.
         statuses: which of MLflow's statuses count.
         limit: at most this many.
     """
-    where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    where = " and ".join(f'tags.`{name}` = "{value}"' for name, value in tags.items())
     found = mlflow.search_runs(
         search_all_experiments=True, filter_string=where, order_by=[order_by], output_format="list"
     )

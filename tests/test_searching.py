@@ -688,6 +688,7 @@ def test_register_logs_the_accuracy_of_the_file_that_is_loaded(searched, source)
         ({"epochs": 0.0}, "epochs is 0.0"),
         ({"epochs": 0.5}, "enough for one trial of 1"),
         ({"confirm_epochs": float("inf")}, "confirm_epochs is inf"),
+        ({"study_name": 'a "small" one'}, "without double quotes"),
         ({"seed": -1}, "seed is -1; it must be from 0"),
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"confirm_seeds": 1}, "0, or at least 2"),

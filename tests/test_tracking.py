@@ -132,6 +132,13 @@ def test_find_runs_gives_newest_first_and_only_the_statuses_asked_for(store):
     assert [run.name for run in tracking.find_runs({tracking.STAGE: "train"}, statuses=("FAILED",))] == ["three"]
 
 
+def test_find_runs_of_a_name_with_an_apostrophe_are_found(store):
+    tags = {tracking.STUDY: "bob's, as `it` is"}
+    with tracking.tracked_run("search", "study", {}, tags=tags):
+        pass
+    assert [run.tags[tracking.STUDY] for run in tracking.find_runs(tags)] == ["bob's, as `it` is"]
+
+
 def test_log_keeps_every_metric_curve_and_tag(store):
     curve = {step: step / 7 for step in range(1500)}
     with tracking.tracked_run("scan", "scan", {}) as run_id:

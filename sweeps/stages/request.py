@@ -97,6 +97,7 @@ class SearchRequest:
             "confirm_seeds": (self.confirm_seeds == 0 or self.confirm_seeds >= 2, "0, or at least 2"),
             "confirm_most": (self.confirm_most >= 1, "at least 1"),
             "workers": (self.workers >= 1, "at least 1"),
+            "study_name": ('"' not in self.study_name, "without double quotes"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
