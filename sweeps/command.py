@@ -23,7 +23,7 @@ from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
 from sweeps.secrets import masked
 from sweeps.stages.source import AUTO, DEFAULT_DATA_DIR
-from sweeps.storage import STORAGE_ERRORS
+from sweeps.storage import storage_errors, storage_message
 from sweeps.store import STORE_ERRORS, open_store, store_message
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -111,9 +111,8 @@ def _guarded(function: Callable[..., None], several: bool) -> Callable[..., None
                 detail(f"took {duration(time.monotonic() - start)}")
         except InputError as error:
             _end(team, f"Error: {masked(str(error))}", trace=verbose)
-        except STORAGE_ERRORS as error:
-            first = str(error).strip().splitlines()[0]
-            _end(team, f"Error: the study's storage answered: {masked(first)}", trace=verbose)
+        except storage_errors() as error:
+            _end(team, f"Error: the study's storage answered: {storage_message(error)}.", trace=verbose)
         except STORE_ERRORS as error:
             _end(team, f"Error: {store_message(error)}", trace=verbose)
         except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,11 +19,22 @@ from sqlalchemy.exc import SQLAlchemyError
 from netprune.errors import InputError
 from sweeps.secrets import masked
 
-STORAGE_ERRORS = (StorageInternalError,)
-"""What a storage raises that goes away while a study runs."""
 JOURNAL = "optuna.journal"
 GRPC = "grpc"
 ATTEMPTS, PAUSE_SECONDS = 6, 0.5
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """What a storage raises that goes away while a study runs."""
+    proxy = sys.modules.get(GRPC)  # only who has a proxy has needed to import it
+    return (StorageInternalError, proxy.RpcError) if proxy else (StorageInternalError,)
+
+
+def storage_message(error: Exception) -> str:
+    """What a storage that went away answered, in one line without a password."""
+    details = getattr(error, "details", None)  # a proxy's error has its sentence there
+    text = details() if callable(details) else str(error)
+    return masked(_first_line(text or type(error).__name__))
 
 
 class KernelLock(JournalFileOpenLock):
@@ -110,7 +122,7 @@ def _database(url: str) -> BaseStorage:
     raise AssertionError("unreachable")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 

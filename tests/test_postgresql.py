@@ -15,7 +15,7 @@ from sweeps import tracking
 from sweeps.sessions import GRACE_SECONDS
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.searching import run_search
-from sweeps.storage import open_storage
+from sweeps.storage import open_storage, storage_errors, storage_message
 from sweeps.store import open_store
 
 pytestmark = [
@@ -64,6 +64,10 @@ def test_study_through_the_proxy_is_the_same_study(server):
     finally:
         proxy.kill()
         proxy.wait()
+    with pytest.raises(storage_errors()) as gone:
+        study.look()
+    assert "connect" in storage_message(gone.value)
+    assert "\n" not in storage_message(gone.value)
     assert make_study(name="proxied", storage=f"{server}study").look().done == 2
     assert GRACE_SECONDS > 60
 
