@@ -18,7 +18,13 @@ LEAST_SECONDS = 0.001
 
 
 def run_workers(
-    count: int, study_name: str, *, device: str, timeout: float | None, meanwhile: Callable[[], None]
+    count: int,
+    study_name: str,
+    *,
+    model_uri: str,
+    device: str,
+    timeout: float | None,
+    meanwhile: Callable[[], None],
 ) -> None:
     """Start workers for a study that exists, and wait for them.
 
@@ -27,6 +33,7 @@ def run_workers(
     Args:
         count: how many.
         study_name: of the study; all else is as this process was told.
+        model_uri: of the dense network, if it is a model of the store: the newest one may be another by now.
         device: as this process was told: GPUs are dealt out where it does not say which.
         timeout: seconds that are left of its own, if any.
         meanwhile: is called again and again while they work.
@@ -36,6 +43,8 @@ def run_workers(
     """
     words = [sys.executable, "-m", "sweeps.search_sparsity", *_without(sys.argv[1:])]
     words += ["--study-name", study_name, "--workers", "1"]
+    if model_uri:
+        words += ["--model-uri", model_uri]
     if timeout is not None:
         words += ["--timeout", f"{max(timeout, LEAST_SECONDS):.3f}"]
     started = [subprocess.Popen(words, env=_environment(i, count, device)) for i in range(count)]

@@ -44,9 +44,18 @@ def test_run_workers_gives_them_the_time_that_is_left(monkeypatch, left, told):
     ended = SimpleNamespace(wait=lambda **_: 0, poll=lambda: 0)
     monkeypatch.setattr("subprocess.Popen", lambda words, **_: started.append(words) or ended)
     monkeypatch.setattr("sys.argv", ["search", "--timeout", "99", "--trials", "5"])
-    run_workers(2, "small", device="cpu", timeout=left, meanwhile=lambda: None)
+    run_workers(2, "small", model_uri="", device="cpu", timeout=left, meanwhile=lambda: None)
     common = ["--trials", "5", "--study-name", "small", "--workers", "1"]
     assert [words[3:] for words in started] == [common + told] * 2
+
+
+def test_run_workers_are_told_which_model_the_newest_was(monkeypatch):
+    started = []
+    ended = SimpleNamespace(wait=lambda **_: 0, poll=lambda: 0)
+    monkeypatch.setattr("subprocess.Popen", lambda words, **_: started.append(words) or ended)
+    monkeypatch.setattr("sys.argv", ["search"])
+    run_workers(1, "small", model_uri="models:/m-1", device="cpu", timeout=None, meanwhile=lambda: None)
+    assert started[0][-2:] == ["--model-uri", "models:/m-1"]
 
 
 def test_run_workers_does_something_else_while_they_work(monkeypatch):
@@ -60,7 +69,7 @@ def test_run_workers_does_something_else_while_they_work(monkeypatch):
         return poll
 
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: SimpleNamespace(wait=wait, poll=lambda: 0))
-    run_workers(1, "small", device="cpu", timeout=None, meanwhile=lambda: done.append(True))
+    run_workers(1, "small", model_uri="", device="cpu", timeout=None, meanwhile=lambda: done.append(True))
     assert len(done) == 3
 
 

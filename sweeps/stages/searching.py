@@ -206,7 +206,14 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
     limits = Limits(trials=request.trials, timeout=left(), epochs=request.epochs, epochs_a_trial=trials.epochs_a_trial)
     probes = Probes(source, study, request, limits)
     if request.workers > 1:
-        run_workers(request.workers, study.name, device=source.data.device, timeout=left(), meanwhile=probes)
+        run_workers(
+            request.workers,
+            study.name,
+            model_uri="" if source.asked.weights else source.origin,
+            device=source.data.device,
+            timeout=left(),
+            meanwhile=probes,
+        )
     for share in probes.shares:
         trials.resume()
         part = replace(limits, share=share)
