@@ -193,10 +193,11 @@ class _Keeper:
         self.history: list[dict[str, float]] = []
         if earlier:
             self.best, self.history = earlier.content["best"], earlier.content["history"]
-            for metrics in self.history:
-                tracking.log(metrics, step=int(metrics["epoch"]))
             artifacts.fetch_artifact(earlier.run_id, f"{CHECKPOINTS}/{BEST}", scratch)
             artifacts.log_file(scratch / BEST, CHECKPOINTS)
+            self._keep(earlier.content, LAST)
+            for metrics in self.history:  # last: what has an epoch's figures has checkpoints
+                tracking.log(metrics, step=int(metrics["epoch"]))
 
     def __call__(self, result: EpochResult, snapshot: Callable[[], Snapshot]) -> None:
         metrics = {

@@ -1,0 +1,61 @@
+"""Which interrupted training a new one goes on with, and what is in the run of one that was interrupted again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from netprune.recipes import TrainConfig
+from netprune.training import train
+from sweeps import tracking
+from sweeps.stages import training
+from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.stages.training import NEWEST, TrainRequest, run_training
+
+REQUEST = TrainRequest(
+    data=DataRequest(dataset="digits", data_dir=".", device="cpu"),
+    source=SourceRequest(model="net10", width=2),
+    config=TrainConfig(epochs=3, batch_size=24),
+    precision="fp32",
+)
+AGAIN = replace(REQUEST, resume=NEWEST)
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(tiny_dataset, monkeypatch):
+    monkeypatch.setattr(training, "open_data", lambda *_: (tiny_dataset, torch.device("cpu")))
+
+
+@pytest.fixture
+def stopped(store, monkeypatch):
+    """Trains until an epoch's checkpoint is kept, or, for 0, until the first epoch would begin; gives the run's id."""
+
+    def until(epoch, request=REQUEST):
+        def stopping(*given, callbacks, **more):
+            def on_epoch(result, snapshot):
+                callbacks.on_epoch(result, snapshot)
+                if result.epoch == epoch:
+                    raise RuntimeError("stopped")
+
+            if not epoch:
+                raise RuntimeError("stopped")
+            return train(*given, callbacks=replace(callbacks, on_epoch=on_epoch), **more)
+
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+            patch.setattr(training, "train", stopping)
+            run_training(request)
+        return tracking.find_runs({tracking.STAGE: "train"}, statuses=("FAILED",), limit=1)[0].run_id
+
+    return until
+
+
+def resumed_from(run_id):
+    return tracking.find_run(run_id).tags["resumed_from"]
+
+
+def test_train_resumed_and_stopped_before_an_epoch_is_over_can_be_resumed(stopped):
+    stopped(1)
+    again = stopped(0, AGAIN)
+    third = run_training(replace(REQUEST, resume=again))
+    assert resumed_from(third.run_id) == again
+    assert tracking.find_run(third.run_id).metrics["epoch"] == 3
