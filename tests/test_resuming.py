@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from netprune.errors import InputError
+from netprune.models import weights_digest
 from netprune.recipes import TrainConfig
 from netprune.training import train
-from sweeps import tracking
+from sweeps import registry, tracking
 from sweeps.stages import training
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.training import NEWEST, TrainRequest, run_training
@@ -22,7 +24,9 @@ AGAIN = replace(REQUEST, resume=NEWEST)
 
 
 @pytest.fixture(autouse=True)
-def tiny_data(tiny_dataset, monkeypatch):
+def tiny(tiny_dataset, monkeypatch):
+    """Trainings are of the tiny data set, and in one format: none is measured."""
+    monkeypatch.setattr(training, "fit_to_device", lambda _, __, config, ___: (config, 0.1))
     monkeypatch.setattr(training, "open_data", lambda *_: (tiny_dataset, torch.device("cpu")))
 
 
@@ -49,6 +53,10 @@ def stopped(store, monkeypatch):
     return until
 
 
+def digest(outcome):
+    return weights_digest(registry.fetch_model(outcome.model_uri)[0].model)
+
+
 def resumed_from(run_id):
     return tracking.find_run(run_id).tags["resumed_from"]
 
@@ -59,3 +67,18 @@ def test_train_resumed_and_stopped_before_an_epoch_is_over_can_be_resumed(stoppe
     third = run_training(replace(REQUEST, resume=again))
     assert resumed_from(third.run_id) == again
     assert tracking.find_run(third.run_id).metrics["epoch"] == 3
+
+
+def test_train_that_fails_after_its_last_epoch_is_resumed_to_its_model(stopped):
+    failed = stopped(3)
+    resumed = run_training(AGAIN)
+    assert resumed_from(resumed.run_id) == failed
+    whole = run_training(REQUEST)
+    assert digest(resumed) == digest(whole)
+    assert resumed.val_accuracy == whole.val_accuracy
+
+
+def test_train_that_has_finished_is_not_resumed(store):
+    finished = run_training(REQUEST).run_id
+    with pytest.raises(InputError, match=f"run {finished} has finished: there is nothing to resume"):
+        run_training(replace(REQUEST, resume=finished))

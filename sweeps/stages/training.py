@@ -251,6 +251,8 @@ def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
                 "there is no interrupted training with a checkpoint in the store: start one without resume."
             )
         run = found[0].run_id
+    elif tracking.find_run(run).status == "FINISHED":
+        raise InputError(f"run {run} has finished: there is nothing to resume.")
     with tempfile.TemporaryDirectory() as scratch:
         path = artifacts.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -259,8 +261,6 @@ def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
     if differing:
         then, now = ({n: c.get(n) for n in differing} for c in (begun, config))
         raise InputError(f"run {run} was trained with {_pairs(then)}, not {_pairs(now)}: give it the same options.")
-    if content["snapshot"]["epochs_done"] >= config["epochs"]:
-        raise InputError(f"run {run} has done all its {config['epochs']} epochs: there is nothing to resume.")
     return _Interrupted(run, content)
 
 
