@@ -82,3 +82,26 @@ def test_train_that_has_finished_is_not_resumed(store):
     finished = run_training(REQUEST).run_id
     with pytest.raises(InputError, match=f"run {finished} has finished: there is nothing to resume"):
         run_training(replace(REQUEST, resume=finished))
+
+
+def test_train_resumes_the_newest_that_none_has_gone_on_with(stopped):
+    older, first = stopped(1), stopped(1)
+    second = stopped(2, AGAIN)
+    assert [resumed_from(second), resumed_from(run_training(AGAIN).run_id)] == [first, second]
+    assert resumed_from(run_training(AGAIN).run_id) == older
+    with pytest.raises(InputError, match="no interrupted training"):
+        run_training(AGAIN)
+
+
+def test_train_resumes_none_that_is_running(stopped):
+    interrupted, running = stopped(1), stopped(1)
+    tracking.still_running(running)
+    assert resumed_from(run_training(AGAIN).run_id) == interrupted
+
+
+def test_train_resumes_the_newest_of_its_own_configuration_and_names_how_another_differs(stopped):
+    wanted = stopped(1)
+    other = stopped(1, replace(REQUEST, config=replace(REQUEST.config, seed=1)))
+    assert resumed_from(run_training(AGAIN).run_id) == wanted
+    with pytest.raises(InputError, match=f"run {other} was trained with seed=1, not seed=0: give it the same options"):
+        run_training(AGAIN)
