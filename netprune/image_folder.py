@@ -37,13 +37,14 @@ class LabelledImages:
     """What a folder holds: images in the order of their sorted paths."""
 
     images: Tensor
-    """uint8, `(N, 3, S, S)`, RGB."""
+    """uint8, `(N, 3, S, S)`, RGB; a mapping of the cache's file, which is read where it is looked at."""
     labels: Tensor
     """int64, `(N,)`: index into `classes`."""
     classes: tuple[str, ...]
     """Folder names, sorted."""
     on_disk: bool = False
-    """The images stay in the cache's file, and are read from there as they are used: they would fill the memory."""
+    """The images would fill the memory: they are to stay in the cache's file, and be read from there as they are
+    used."""
 
 
 def check_image_size(image_size: int) -> None:
@@ -61,8 +62,7 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
 
     Images that are not S×S, S being `image_size` pixels, are scaled (shorter side to S) and cropped at the centre. The
     cache in `cache_dir` is keyed by S and every file's path, size and time of change, so a changed folder is decoded
-    again. Decoding takes little memory, however many images there are; images that would take more than half of what
-    is free stay on disk.
+    again. Decoding takes little memory, however many images there are, and what is not used is not read into memory.
 
     Links are followed only to where they stay below `folder`, so that a folder that came from somewhere cannot have
     other files of this machine read.
@@ -83,10 +83,9 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
         _decode(paths, cache, shape, threads=os.cpu_count() or 1 if worth else 1)
         stored = np.load(cache, mmap_mode="c")
     on_disk = not fits(stored.nbytes, torch.device("cpu"))
-    images = torch.from_numpy(stored if on_disk else np.array(stored))
     index = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([index[path.relative_to(folder).parts[0]] for path in paths])
-    return LabelledImages(images, labels, classes, on_disk)
+    return LabelledImages(torch.from_numpy(stored), labels, classes, on_disk)
 
 
 def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:

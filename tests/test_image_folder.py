@@ -2,6 +2,7 @@
 
 import os
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -243,6 +244,25 @@ def test_load_dataset_folder_with_other_test_classes_names_the_difference(tmp_pa
     make_folder(tmp_path / "in" / "test", classes=("cat", "cow", "dog"))
     with pytest.raises(InputError, match="different classes: cow"):
         load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+
+
+def test_load_dataset_folder_is_copied_into_memory_once(tmp_path):
+    make_folder(tmp_path / "in" / "train", count=20)
+    make_folder(tmp_path / "in" / "test", count=5, seed=1)
+    load_dataset(str(tmp_path / "in"), tmp_path / "cache", 128)
+    tracemalloc.start()  # of arrays; torch's memory it does not see
+    dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache", 128)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5 * dataset.train.images.nbytes
+    kept = [part.images.clone() for part in (dataset.train, dataset.val, dataset.test)]
+    for path in (tmp_path / "cache").iterdir():  # what is still read from there becomes black
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(bytes(size))
+    for part, images in zip((dataset.train, dataset.val, dataset.test), kept, strict=True):
+        assert images.any()
+        assert torch.equal(part.images, images)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
