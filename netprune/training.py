@@ -77,11 +77,14 @@ def train(
 
     Raises:
         DivergedError: if the loss becomes infinite or not a number.
-        InputError: if there are fewer than two training images, a teacher or rising masks are missing, or batches are
-            too small to be shared.
+        InputError: if there are fewer than two training images, they are no larger than the recipe's padding, a teacher
+            or rising masks are missing, or batches are too small to be shared.
     """
     if len(dataset.train) < 2:
         raise InputError(f"{dataset.name} has {len(dataset.train)} training images; training needs at least 2.")
+    if config.crop_padding >= dataset.image_size:
+        side = dataset.image_size
+        raise InputError(f"crop_padding is {config.crop_padding}; for images of {side}×{side} it must be below {side}.")
     if config.distillation and held.teacher is None:
         raise InputError(f"distillation is {config.distillation}, and there is no teacher to learn from.")
     if config.gradual and held.rising is None:

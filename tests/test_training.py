@@ -218,6 +218,18 @@ def test_train_that_diverges_in_its_very_last_step_raises_diverged_error(tiny_da
         train(tiny_net, tiny_dataset, TrainConfig(epochs=1, batch_size=72, max_lr=1e37))
 
 
+def test_train_with_a_padding_as_large_as_the_images_is_refused(tiny_dataset, tiny_net):
+    parts = {name: getattr(tiny_dataset, name) for name in ("train", "val", "test")}
+    small = {name: Split(part.images[:, :, :8, :8], part.labels) for name, part in parts.items()}
+    message = "crop_padding is 8; for images of 8×8 it must be below 8"
+    with pytest.raises(InputError, match=message):
+        train(tiny_net, replace(tiny_dataset, **small), replace(SHORT, crop_padding=8))
+
+
+def test_train_of_the_largest_seed_trains(tiny_dataset, tiny_net):
+    assert len(train(tiny_net, tiny_dataset, TrainConfig(epochs=1, batch_size=36, seed=2**63 - 1))) == 1
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_train_of_fewer_than_two_images_is_refused(tiny_dataset, tiny_net, count):
     few = replace(tiny_dataset, train=Split(tiny_dataset.train.images[:count], tiny_dataset.train.labels[:count]))
