@@ -28,6 +28,7 @@ from netprune.optimizers import MuonAdamW, make_optimizer, make_schedule
 from netprune.quantise import Labels, share_gradients
 from netprune.recipes import TrainConfig
 from netprune.recording import Recorded, recordable
+from netprune.shares import seed_generators
 
 RISES = 20
 
@@ -92,7 +93,7 @@ def train(
     distributed.team().check_batch(config.batch_size)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _dropout(model, config.dropout):
-        torch.manual_seed(config.seed)
+        seed_generators(config.seed, device)
         loop = _Loop(model, dataset, config, held)
         if resume is not None:
             loop.restore(resume)
@@ -160,7 +161,8 @@ class _Loop:
     def epoch(self, callbacks: Callbacks) -> EpochResult:
         """One pass over the training images, and validation."""
         start, config = time.perf_counter(), self.config
-        self.team.reseed(config.seed, self.epochs_done)
+        device = next(self.model.parameters()).device
+        self.team.reseed(config.seed, self.epochs_done, device)
         self._lay_out(config.format.memory_format)
         if self.recorded is not None:
             self.recorded.forget()  # the layout has moved the weights
@@ -169,7 +171,7 @@ class _Loop:
         batches = train_batches(
             self.dataset, config.batch_size, self.generator, padding=config.crop_padding, flips=flips, place=self.team
         )
-        total = torch.zeros((), device=next(self.model.parameters()).device)
+        total = torch.zeros((), device=device)
         for (images, labels), size in zip(batches, self.sizes, strict=True):
             total += self._step(images, labels, self.team.weight(size))
             if callbacks.on_step is not None:

@@ -90,6 +90,11 @@ def test_train_does_not_depend_on_the_global_generator_and_leaves_it_alone(tiny_
         torch.set_rng_state(outer)
 
 
+def test_train_on_a_cpu_leaves_all_gpus_generators_alone(tiny_dataset, tiny_net, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("all GPUs are seeded"))
+    train(tiny_net, tiny_dataset, TrainConfig(epochs=1, batch_size=36))
+
+
 def test_train_that_raises_leaves_the_global_generator_alone(tiny_dataset, tiny_net):
     before = torch.get_rng_state()
 
