@@ -5,9 +5,13 @@ import sys
 
 import optuna
 import pytest
+import torch
 
+from benchmarks import training
 from benchmarks.baselines import Found, Terms, plain
+from netprune.compute import Format
 from netprune.pruning import finetuning
+from netprune.recipes import TrainConfig
 
 
 def ending(monkeypatch, name, *arguments):
@@ -33,6 +37,21 @@ def test_benchmark_of_a_dataset_that_is_not_there_ends_in_one_sentence(name, siz
     assert said.startswith("Error: ")
     assert str(tmp_path / "none") in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("plain_loop", [True, False])
+def test_training_loop_is_fused_and_recorded_unless_it_is_the_plain_one_whatever_the_format(
+    plain_loop, tiny_net, tiny_dataset, monkeypatch
+):
+    fused, adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *p, **how: fused.append(how["fused"]) or adam(*p, **how))
+    recorded, passes = [], training.training_passes
+    monkeypatch.setattr(training, "training_passes", lambda *given: recorded.append(given[1]) or passes(*given))
+    config = TrainConfig(format=Format())  # plain fp32, which may be the fastest
+    batches = training.random_batches(tiny_dataset, 4, torch.device("cpu"))
+    assert training.stepped(tiny_net, batches, config, 1, plain=plain_loop) > 0
+    assert fused == [not plain_loop]
+    assert recorded == ([] if plain_loop else [config.format])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
