@@ -28,7 +28,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from benchmarks.setting import finish, parser, print_table, run
-from netprune.compute import Format, training_passes
+from netprune.compute import training_passes
 from netprune.data import Dataset, Split, load_dataset
 from netprune.models import Architecture, build_model
 from netprune.optimizers import make_schedule
@@ -87,7 +87,7 @@ def random_batches(dataset: Dataset, batch_size: int, device: torch.device) -> B
     return itertools.repeat((images, labels))
 
 
-def stepped(model: nn.Module, batches: Batches, config: TrainConfig, steps: int) -> float:
+def stepped(model: nn.Module, batches: Batches, config: TrainConfig, steps: int, *, plain: bool) -> float:
     """Images a second of a loop that does nothing but train.
 
     Its first steps, which wait for workers or are recorded, do not count.
@@ -95,15 +95,18 @@ def stepped(model: nn.Module, batches: Batches, config: TrainConfig, steps: int)
     Args:
         model: a copy is trained.
         batches: on the model's device.
-        config: an Adam recipe; fused where the format is not plain.
+        config: an Adam recipe.
         steps: how many are timed.
+        plain: passes are launched, and Adam is as it comes; else they are recorded where they can be, and it is fused.
     """
-    form, fused = config.format, config.format != Format()
+    form = config.format
     model = copy.deepcopy(model).train().to(memory_format=form.memory_format)
-    passes = training_passes(model, form) if fused else _plain_passes(model)
+    passes = _plain_passes(model) if plain else training_passes(model, form)
     warm = RECORDED_AFTER if isinstance(passes, Recorded) else 1
     device = next(model.parameters()).device
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay, fused=fused)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=config.max_lr, weight_decay=config.weight_decay, fused=not plain
+    )
     schedule = make_schedule(optimizer, config, steps + warm)
     count, start = 0, 0.0
     for step, (images, labels) in enumerate(itertools.islice(batches, steps + warm)):
@@ -176,9 +179,10 @@ def measure(dataset: Dataset, width: int, options: argparse.Namespace) -> Speeds
     steps = max(LEAST_STEPS, round(options.seconds / epoch_seconds * len(dataset.train) / plain.batch_size))
     found = Speeds([], [], [], str(fitted.format))
     for _ in range(options.rounds):
-        found.plain.append(stepped(model, plain_batches(dataset, plain.batch_size, device), plain, steps))
+        found.plain.append(stepped(model, plain_batches(dataset, plain.batch_size, device), plain, steps, plain=True))
         found.ours.append(ours(model, dataset, fitted, steps))
-        found.limit.append(stepped(model, random_batches(dataset, plain.batch_size, device), fitted, steps))
+        noise = random_batches(dataset, plain.batch_size, device)
+        found.limit.append(stepped(model, noise, fitted, steps, plain=False))
     return found
 
 

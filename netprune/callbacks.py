@@ -53,7 +53,8 @@ class Callbacks:
     checks: tuple[float, ...] = ()
     """Shares of all steps, each in (0, 1), after which `on_check` is called."""
     on_finetuned: Callable[[nn.Module], None] | None = None
-    """Called by `pruning.prune_candidate` with the finetuned network, before its values are rounded."""
+    """Called by `candidate.prune_candidate` with the finetuned network, and by `candidate.average_candidate` with the
+    average, before values are rounded."""
 
 
 NOBODY = Callbacks()

@@ -227,18 +227,14 @@ def _image_folder(folder: Path, data_dir: Path, image_size: int) -> Dataset:
     pool, classes = _as_split(found), found.classes
     if not (folder / "test").is_dir():
         return _held_out(name, pool, 0.1, 0.1, classes=classes)
+    val, rest = (pool.take(index) for index in split_indices(len(pool), 0.1))
+    # after those have been read into memory: what is free then decides for these
     test = read_image_folder(folder / "test", data_dir, image_size)
     if test.classes != classes:
         only = sorted(set(test.classes) ^ set(classes))
         raise InputError(f"{folder}/train and {folder}/test hold different classes: {', '.join(only)} is in one only.")
-    val, rest = split_indices(len(pool), 0.1)
-    return Dataset(
-        name=name,
-        train=pool.take(rest),
-        val=_in_memory(pool.take(val)),
-        test=_in_memory(_as_split(test)),
-        classes=classes,
-    )
+    held = _as_split(test).take(torch.arange(len(test.labels)))
+    return Dataset(name=name, train=rest, val=_in_memory(val), test=_in_memory(held), classes=classes)
 
 
 def _in_memory(split: Split) -> Split:

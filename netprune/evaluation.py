@@ -32,15 +32,22 @@ class Evaluation:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode, and every module back into its own mode afterwards."""
+def own_modes(model: nn.Module) -> Iterator[None]:
+    """Put every module back into its own mode after the body, whatever that does: some may be frozen in eval mode."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode, and every module back into its own mode afterwards."""
+    with own_modes(model):
+        model.eval()
+        yield
 
 
 @torch.no_grad()

@@ -37,13 +37,14 @@ class LabelledImages:
     """What a folder holds: images in the order of their sorted paths."""
 
     images: Tensor
-    """uint8, `(N, 3, S, S)`, RGB."""
+    """uint8, `(N, 3, S, S)`, RGB; a mapping of the cache's file, which is read where it is looked at."""
     labels: Tensor
     """int64, `(N,)`: index into `classes`."""
     classes: tuple[str, ...]
     """Folder names, sorted."""
     on_disk: bool = False
-    """The images stay in the cache's file, and are read from there as they are used: they would fill the memory."""
+    """The images would fill the memory: they are to stay in the cache's file, and be read from there as they are
+    used."""
 
 
 def check_image_size(image_size: int) -> None:
@@ -61,15 +62,16 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
 
     Images that are not S×S, S being `image_size` pixels, are scaled (shorter side to S) and cropped at the centre. The
     cache in `cache_dir` is keyed by S and every file's path, size and time of change, so a changed folder is decoded
-    again. Decoding takes little memory, however many images there are; images that would take more than half of what
-    is free stay on disk.
+    again. Decoding takes little memory, however many images there are, and what is not used is not read into memory.
 
-    Links are followed only to where they stay below `folder`, so that a folder that came from somewhere cannot have
-    other files of this machine read.
+    Files and folders whose names begin with a dot are passed over. Links to classes and images are followed only to
+    where they stay below `folder`, so that a folder that came from somewhere cannot have other files of this machine
+    read.
 
     Raises:
         InputError: if there are fewer than two classes, a class has no image, an image cannot be decoded (the file is
-            named), a link leads out of the folder, or the size is outside 8 to 1024.
+            named), a link leads nowhere, out of the folder or from within a class to a folder, or the size is outside
+            8 to 1024.
     """
     check_image_size(image_size)
     paths, classes = _list_images(folder)
@@ -83,15 +85,16 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
         _decode(paths, cache, shape, threads=os.cpu_count() or 1 if worth else 1)
         stored = np.load(cache, mmap_mode="c")
     on_disk = not fits(stored.nbytes, torch.device("cpu"))
-    images = torch.from_numpy(stored if on_disk else np.array(stored))
     index = {name: label for label, name in enumerate(classes)}
     labels = torch.tensor([index[path.relative_to(folder).parts[0]] for path in paths])
-    return LabelledImages(images, labels, classes, on_disk)
+    return LabelledImages(torch.from_numpy(stored), labels, classes, on_disk)
 
 
 def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
-    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    found = {name: [p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES] for name in classes}
+    shown = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    _check_links(folder, [entry for entry in shown if not entry.is_file()])
+    classes = tuple(sorted(entry.name for entry in shown if entry.is_dir()))
+    found = {name: _images_below(folder, name) for name in classes}
     if not any(found.values()):
         raise InputError(f"{folder} holds no images: put them under {folder}/<class>/ ({', '.join(SUFFIXES[:4])}, …).")
     if len(classes) < 2:
@@ -99,16 +102,32 @@ def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     empty = [name for name, paths in found.items() if not paths]
     if empty:
         raise InputError(f"{folder}/{empty[0]} holds no images: add some, or remove the folder.")
-    every = [path for paths in found.values() for path in paths]
-    _stay_below(folder, [*(folder / name for name in classes), *every])
-    return sorted(every, key=str), classes
+    return sorted((path for paths in found.values() for path in paths), key=str), classes
 
 
-def _stay_below(folder: Path, entries: list[Path]) -> None:
+def _images_below(folder: Path, name: str) -> list[Path]:
+    found = []
+    for place, folders, files in os.walk(folder / name):
+        # not what notebooks and file managers keep for themselves
+        folders[:] = [entry for entry in folders if not entry.startswith(".")]
+        linked = [Path(place, entry) for entry in folders if Path(place, entry).is_symlink()]
+        if linked:
+            raise InputError(f"{linked[0]} is a link to a folder: put the folder itself in its place.")
+        paths = [Path(place, entry) for entry in files if not entry.startswith(".")]
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES]
+    _check_links(folder, found)
+    return found
+
+
+def _check_links(folder: Path, entries: list[Path]) -> None:
     root = folder.resolve()
-    for entry in entries:
-        if entry.is_symlink() and not entry.resolve().is_relative_to(root):
-            raise InputError(f"{entry} is a link that leads out of {folder}: put what it leads to in its place.")
+    for link in filter(Path.is_symlink, entries):
+        try:
+            target = link.resolve(strict=True)
+        except (OSError, RuntimeError):  # the latter for a loop
+            raise InputError(f"{link} is a link that leads nowhere: mend or remove it.") from None
+        if not target.is_relative_to(root):
+            raise InputError(f"{link} is a link that leads out of {folder}: put what it leads to in its place.")
 
 
 def _decode(paths: list[Path], cache: Path, shape: tuple[int, ...], threads: int) -> None:
@@ -141,7 +160,7 @@ def _decode_one(path: Path, image_size: int) -> np.ndarray[tuple[int, ...], np.d
     try:
         with Image.open(path) as opened:
             image = _eight_bits(opened).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of many kinds: PIL takes what a damaged file says for what it should be
         raise InputError(f"{path} is not a readable image ({error}): mend or remove it.") from None
     return np.asarray(image if image.size == size else ImageOps.fit(image, size, Image.Resampling.BILINEAR))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import psutil
@@ -19,10 +20,14 @@ def fits(size_bytes: int, device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device: of the GPU, or of the machine or the container on it."""
+    """Bytes that are free on a device: of the GPU, or of the machine or the container on it.
+
+    Of the latter the processes that torchrun starts on a machine have equal parts: they look at the same time.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(min(psutil.virtual_memory().available, _left_to_container()))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(min(psutil.virtual_memory().available, _left_to_container()) / processes)
 
 
 def _left_to_container() -> float:

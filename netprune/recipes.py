@@ -9,6 +9,9 @@ from typing import Any, Literal
 from netprune.compute import Format
 from netprune.errors import InputError
 
+SEEDS = 2**63
+"""How many seeds there are: torch takes twice as many, which leaves room for what epochs and processes add."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -39,7 +42,8 @@ class TrainConfig:
     alternating_flip: bool = False
     """Mirror each image in every second epoch, from a random start, instead of at random."""
     crop_padding: int = 4
-    """Pixels, by reflection, around an image before its size is cut out of that at random, from 0 to 31."""
+    """Pixels, by reflection, around an image before its size is cut out of that at random, from 0 to 31; `train` needs
+    fewer than an image's side has."""
     dropout: float | None = None
     """Probability, in [0, 1), of the network's dropout layers while it is trained; None for what they have."""
     ema: float = 0.0
@@ -49,14 +53,14 @@ class TrainConfig:
     gradual: float = 0.0
     """Share of the steps, in [0, 1), over which a finetuning's sparsity rises; 0 prunes in one shot before it."""
     seed: int = 0
-    """Order, crops, flips and dropout."""
+    """Order, crops, flips and dropout; from 0 to 2⁶³ − 1."""
     format: Format = field(default_factory=Format)
     """Of training passes; weights, optimiser and validation stay fp32."""
 
     def __post_init__(self) -> None:
         rules = {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "epochs": (isinstance(self.epochs, int) and self.epochs >= 1, "a whole number, at least 1"),
+            "batch_size": (isinstance(self.batch_size, int) and self.batch_size >= 2, "a whole number, at least 2"),
             "optimizer": (self.optimizer in ("adam", "sgd", "muon"), "adam, sgd or muon"),
             "max_lr": (0 < self.max_lr < math.inf, "above 0"),
             "schedule": (self.schedule in ("one_cycle", "linear"), "one_cycle or linear"),
@@ -69,6 +73,7 @@ class TrainConfig:
             "ema": (0 <= self.ema < 1, "from 0 to below 1"),
             "distillation": (0 <= self.distillation <= 1, "from 0 to 1"),
             "gradual": (0 <= self.gradual < 1, "from 0 to below 1"),
+            "seed": (isinstance(self.seed, int) and 0 <= self.seed < SEEDS, f"a whole number from 0 to {SEEDS - 1}"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

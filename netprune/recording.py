@@ -23,10 +23,17 @@ Passes = Callable[[Tensor, Tensor], Tensor]
 
 
 def recordable(*networks: nn.Module) -> bool:
-    """Whether passes through networks can be replayed: on a GPU, of layers of torch's and ours, nobody listening."""
-    return all(
-        parameter.device.type == "cuda" for network in networks for parameter in network.parameters()
-    ) and not any(_decides(module) for network in networks for module in network.modules())
+    """Whether passes through networks can be replayed: on the current GPU, of known layers, nobody listening.
+
+    What is launched on another GPU than the current one is not recorded: replaying would compute nothing.
+    """
+    return all(_is_current(parameter.device) for network in networks for parameter in network.parameters()) and not any(
+        _decides(module) for network in networks for module in network.modules()
+    )
+
+
+def _is_current(device: torch.device) -> bool:
+    return device.type == "cuda" and device.index == torch.cuda.current_device()
 
 
 def _decides(module: nn.Module) -> bool:

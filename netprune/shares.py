@@ -14,6 +14,19 @@ LEAST_SHARE = 2
 SEED_STRIDE = 1_000_003
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Start torch's global generator anew, and that of a device which has its own.
+
+    torch.manual_seed would seed all GPUs, those too on which others draw and whose states nobody brings back.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """One process among those of a training."""
@@ -75,13 +88,14 @@ class Place:
             return 1.0
         return (count // self.size + (self.rank < count % self.size)) * self.size / count
 
-    def reseed(self, seed: int, epoch: int) -> None:
-        """Start torch's global generator anew for an epoch, in each process apart; one that is alone leaves it be.
+    def reseed(self, seed: int, epoch: int, device: torch.device) -> None:
+        """Start the generators of `seed_generators` anew for an epoch, in each process apart; one that is alone leaves
+        them be.
 
         Shares should not all lose the same outputs to dropout. What hangs on the epoch needs no state to resume from.
         """
         if not self.alone:
-            torch.manual_seed(seed + SEED_STRIDE * (epoch * self.size + self.rank))
+            seed_generators(seed + SEED_STRIDE * (epoch * self.size + self.rank), device)
 
     def own(self, generator: torch.Generator) -> torch.Generator:
         """A generator for draws that differ between processes, begun by one draw that all have in common."""

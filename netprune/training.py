@@ -28,6 +28,7 @@ from netprune.optimizers import MuonAdamW, make_optimizer, make_schedule
 from netprune.quantise import Labels, share_gradients
 from netprune.recipes import TrainConfig
 from netprune.recording import Recorded, recordable
+from netprune.shares import seed_generators
 
 RISES = 20
 
@@ -77,11 +78,14 @@ def train(
 
     Raises:
         DivergedError: if the loss becomes infinite or not a number.
-        InputError: if there are fewer than two training images, a teacher or rising masks are missing, or batches are
-            too small to be shared.
+        InputError: if there are fewer than two training images, they are no larger than the recipe's padding, a teacher
+            or rising masks are missing, or batches are too small to be shared.
     """
     if len(dataset.train) < 2:
         raise InputError(f"{dataset.name} has {len(dataset.train)} training images; training needs at least 2.")
+    if config.crop_padding >= dataset.image_size:
+        side = dataset.image_size
+        raise InputError(f"crop_padding is {config.crop_padding}; for images of {side}×{side} it must be below {side}.")
     if config.distillation and held.teacher is None:
         raise InputError(f"distillation is {config.distillation}, and there is no teacher to learn from.")
     if config.gradual and held.rising is None:
@@ -89,7 +93,7 @@ def train(
     distributed.team().check_batch(config.batch_size)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _dropout(model, config.dropout):
-        torch.manual_seed(config.seed)
+        seed_generators(config.seed, device)
         loop = _Loop(model, dataset, config, held)
         if resume is not None:
             loop.restore(resume)
@@ -157,7 +161,8 @@ class _Loop:
     def epoch(self, callbacks: Callbacks) -> EpochResult:
         """One pass over the training images, and validation."""
         start, config = time.perf_counter(), self.config
-        self.team.reseed(config.seed, self.epochs_done)
+        device = next(self.model.parameters()).device
+        self.team.reseed(config.seed, self.epochs_done, device)
         self._lay_out(config.format.memory_format)
         if self.recorded is not None:
             self.recorded.forget()  # the layout has moved the weights
@@ -166,7 +171,7 @@ class _Loop:
         batches = train_batches(
             self.dataset, config.batch_size, self.generator, padding=config.crop_padding, flips=flips, place=self.team
         )
-        total = torch.zeros((), device=next(self.model.parameters()).device)
+        total = torch.zeros((), device=device)
         for (images, labels), size in zip(batches, self.sizes, strict=True):
             total += self._step(images, labels, self.team.weight(size))
             if callbacks.on_step is not None:

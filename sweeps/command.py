@@ -55,7 +55,8 @@ class AutoOr(click.ParamType[Any]):
         try:
             return value if value == AUTO else self.kind(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor {AUTO}.", param, ctx)
+            number = "a whole number" if self.kind is int else "a number"
+            self.fail(f"{value!r} is neither {number} nor {AUTO}.", param, ctx)
 
 
 def command(example: str) -> Callable[[Callable[..., None]], click.Command]:

@@ -21,7 +21,7 @@ class ProcessId:
     """Name, boot and process namespace: where a process id means something."""
     pid: int
     born: float
-    """When the process started, as its machine counts: process ids are used again."""
+    """When the process started, as its machine counts (`_born`): process ids are used again."""
 
     @classmethod
     def mine(cls) -> ProcessId:
@@ -63,7 +63,15 @@ def this_machine() -> str:
 
 
 def _born(pid: int) -> float:
+    """In clock ticks since the boot on Linux, which stay as they are when the clock is set; elsewhere as psutil has it.
+
+    Raises:
+        psutil.NoSuchProcess: if it has ended.
+    """
     process = psutil.Process(pid)
     if process.status() == psutil.STATUS_ZOMBIE:  # killed, and its parent has not looked yet
         raise psutil.NoSuchProcess(pid)
+    with suppress(OSError):
+        # the 22nd field; the second, a name in brackets, may hold blanks and brackets
+        return float(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     return float(process.create_time())

@@ -58,8 +58,9 @@ def damage_table(sensitivity: Sensitivity) -> str:
 def _row(curve: LayerCurve) -> list[str]:
     damage = fit(curve)
     gone = f"{curve.damage[-1]:.2f} nats" if curve.sparsities[-1] == 1 else ""
+    past = "" if damage.last == 1 else "> "  # there is nothing beyond the whole layer
     reached = [
-        percent(damage.most_at(level)) if damage.values[-1] > level else f"> {percent(damage.last)}"
+        percent(damage.most_at(level)) if damage.values[-1] > level else f"{past}{percent(damage.last)}"
         for level in DAMAGES
     ]
     images = f"{curve.count.min():,}-{curve.count.max():,}"

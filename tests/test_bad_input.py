@@ -84,8 +84,17 @@ def test_image_size_that_cannot_be_is_refused(refused, dense, command, size, mes
     assert message in refused(command, *SMALL, "--image-size", size)
 
 
-def test_image_size_that_is_no_number_is_named(refused, dense):
-    assert "'large' is neither a number nor auto" in refused(analyse.main, *SMALL, "--image-size", "large")
+@pytest.mark.parametrize(
+    ("option", "value", "number"),
+    [
+        ("--image-size", "large", "a whole number"),
+        ("--epochs", "0.5", "a whole number"),
+        ("--max-lr", "high", "a number"),
+    ],
+)
+def test_option_that_is_neither_a_number_nor_auto_is_named_with_what_it_must_be(refused, option, value, number):
+    command, words = (analyse.main, SMALL) if option == "--image-size" else (train.main, ())
+    assert f"{value!r} is neither {number} nor auto" in refused(command, *words, option, value)
 
 
 @pytest.mark.parametrize("command", [scan_sensitivity.main, search_sparsity.main, analyse.main])

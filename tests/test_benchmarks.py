@@ -6,11 +6,15 @@ from argparse import Namespace
 
 import optuna
 import pytest
+import torch
 
+from benchmarks import training
 from benchmarks.baselines import Found, Terms, plain
 from benchmarks.setting import Kept
+from netprune.compute import Format
 from netprune.errors import InputError
 from netprune.pruning import finetuning
+from netprune.recipes import TrainConfig
 
 
 def ending(monkeypatch, name, *arguments):
@@ -61,6 +65,21 @@ def test_kept_file_of_something_else_is_refused(tmp_path, content):
     with pytest.raises(InputError, match="is not a file of results"):
         Kept(Namespace(kept=str(path), epochs=0.5))
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize("plain_loop", [True, False])
+def test_training_loop_is_fused_and_recorded_unless_it_is_the_plain_one_whatever_the_format(
+    plain_loop, tiny_net, tiny_dataset, monkeypatch
+):
+    fused, adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *p, **how: fused.append(how["fused"]) or adam(*p, **how))
+    recorded, passes = [], training.training_passes
+    monkeypatch.setattr(training, "training_passes", lambda *given: recorded.append(given[1]) or passes(*given))
+    config = TrainConfig(format=Format())  # plain fp32, which may be the fastest
+    batches = training.random_batches(tiny_dataset, 4, torch.device("cpu"))
+    assert training.stepped(tiny_net, batches, config, 1, plain=plain_loop) > 0
+    assert fused == [not plain_loop]
+    assert recorded == ([] if plain_loop else [config.format])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -212,6 +213,17 @@ def test_read_image_folder_corrupt_image_is_named(tmp_path, content):
     assert not list(tmp_path.glob("cache/*"))
 
 
+def test_read_image_folder_damaged_tiff_that_pil_raises_a_type_error_for_is_named(tmp_path):
+    make_folder(tmp_path / "in")
+    path = tmp_path / "in" / "dog" / "x.tif"
+    save(path, pixels(0))
+    data = bytearray(path.read_bytes())
+    data[data.index((273).to_bytes(2, "little")) + 2] = 2  # the tag StripOffsets: text, it says
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"in/dog/x\.tif is not a readable image"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
 def test_load_dataset_folder_without_train_says_so(tmp_path):
     (tmp_path / "in" / "cat").mkdir(parents=True)
     with pytest.raises(InputError, match="no train/ folder"):
@@ -245,6 +257,25 @@ def test_load_dataset_folder_with_other_test_classes_names_the_difference(tmp_pa
         load_dataset(str(tmp_path / "in"), tmp_path / "cache")
 
 
+def test_load_dataset_folder_is_copied_into_memory_once(tmp_path):
+    make_folder(tmp_path / "in" / "train", count=20)
+    make_folder(tmp_path / "in" / "test", count=5, seed=1)
+    load_dataset(str(tmp_path / "in"), tmp_path / "cache", 128)
+    tracemalloc.start()  # of arrays; torch's memory it does not see
+    dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache", 128)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5 * dataset.train.images.nbytes
+    kept = [part.images.clone() for part in (dataset.train, dataset.val, dataset.test)]
+    for path in (tmp_path / "cache").iterdir():  # what is still read from there becomes black
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(bytes(size))
+    for part, images in zip((dataset.train, dataset.val, dataset.test), kept, strict=True):
+        assert images.any()
+        assert torch.equal(part.images, images)
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
 def test_load_dataset_folder_of_few_images_has_no_empty_split_or_is_refused(tmp_path, count):
     make_folder(tmp_path / "in" / "train", count=count)
@@ -271,6 +302,32 @@ def test_read_image_folder_link_within_it_is_an_image_like_others(tmp_path):
     found = read_image_folder(tmp_path / "in", tmp_path / "cache")
     assert len(found.images) == 7
     assert sum(np.array_equal(image, made[first].transpose(2, 0, 1)) for image in found.images) == 2
+
+
+@pytest.mark.parametrize("link", ["cat/linked.png", "horse"], ids=["image", "class"])
+@pytest.mark.parametrize("target", ["nowhere", "itself"])
+def test_read_image_folder_link_that_leads_nowhere_is_refused_by_name(tmp_path, link, target):
+    make_folder(tmp_path / "in")
+    path = tmp_path / "in" / link
+    path.symlink_to(path if target == "itself" else tmp_path / "in" / "nowhere")
+    with pytest.raises(InputError, match=rf"{link} is a link that leads nowhere: mend or remove it"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+def test_read_image_folder_link_to_a_folder_below_a_class_is_refused_by_name(tmp_path):
+    make_folder(tmp_path / "in")
+    (tmp_path / "in" / "cat" / "more").symlink_to(tmp_path / "in" / "dog")
+    with pytest.raises(InputError, match=r"cat/more is a link to a folder: put the folder"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+def test_read_image_folder_what_is_hidden_is_passed_over(tmp_path):
+    made = make_folder(tmp_path / "in")
+    for name in (".ipynb_checkpoints/0.png", "cat/.ipynb_checkpoints/0.png", "cat/._0.png"):
+        save(tmp_path / "in" / name, pixels(9))
+    (tmp_path / "in" / "dog" / ".link").symlink_to(tmp_path)
+    found = read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert (len(found.images), found.classes) == (len(made), ("cat", "dog"))
 
 
 @pytest.mark.parametrize("size", [8, 20, 48])

@@ -13,7 +13,9 @@ from netprune.recipes import RECIPES, TrainConfig, recipe
     [
         ("epochs", 0),
         ("epochs", -1),
+        ("epochs", 1.5),
         ("batch_size", 1),
+        ("batch_size", 2.5),
         ("optimizer", "lion"),
         ("max_lr", 0.0),
         ("max_lr", -0.1),
@@ -37,6 +39,9 @@ from netprune.recipes import RECIPES, TrainConfig, recipe
         ("distillation", 1.1),
         ("gradual", 1.0),
         ("gradual", -0.1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", 0.5),
     ],
 )
 def test_train_config_bad_value_is_refused_by_name(name, value):

@@ -10,6 +10,7 @@ from torch import nn
 from netprune import recording
 from netprune.models import Architecture, build_model
 from netprune.recording import RECORDED_AFTER, Recorded, recordable
+from sweeps.stages.source import find_device
 
 ONE, OTHER = (4, 3, 2, 2), (3, 3, 2, 2)
 
@@ -134,3 +135,20 @@ def test_networks_are_recordable_if_all_their_layers_are_known_and_nobody_listen
 
 def test_networks_on_a_cpu_are_not_recordable(tiny_net):
     assert not recordable(tiny_net)
+
+
+@pytest.mark.parametrize(("index", "expected"), [(1, True), (0, False)])
+def test_networks_on_another_gpu_than_the_current_one_are_not_recordable(monkeypatch, index, expected):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    parameters = [SimpleNamespace(device=torch.device("cuda", index))]
+    network = SimpleNamespace(parameters=lambda: parameters, modules=list)
+    assert recordable(network) == expected
+
+
+@pytest.mark.parametrize(("name", "current"), [("cuda:1", [torch.device("cuda:1")]), ("cuda", []), ("cpu", [])])
+def test_find_device_of_a_numbered_gpu_makes_it_the_current_one(monkeypatch, name, current):
+    made_current = []
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # every device is here
+    monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
+    assert find_device(name) == torch.device(name)
+    assert made_current == current

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -170,8 +171,30 @@ def test_session_is_dead_when_its_process_is_gone_or_another_has_its_number():
     mine = Session.mine(turn=0)
     assert mine.alive
     assert not dead().alive
-    assert not dead(pid=os.getpid(), born=psutil.Process().create_time() - 5).alive
-    assert not dead(pid=os.getpid(), born=psutil.Process().create_time(), ended=True).alive
+    assert dead(pid=os.getpid(), born=ProcessId.mine().born).alive
+    assert not dead(pid=os.getpid(), born=ProcessId.mine().born - 5).alive
+    assert not dead(pid=os.getpid(), born=ProcessId.mine().born, ended=True).alive
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere psutil's time is taken")
+def test_session_outlives_a_clock_that_is_set_and_a_name_like_the_end_of_one(monkeypatch):
+    mine, name = Session.mine(turn=0), Path("/proc/self/comm")
+    before, born = name.read_text(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: born + 1)
+    name.write_text("a) 1 2 (b")
+    try:
+        assert mine.alive
+    finally:
+        name.write_text(before)
+
+
+def test_process_where_there_is_no_proc_is_told_by_psutils_time(monkeypatch):
+    def missing(_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_bytes", missing)
+    assert ProcessId.mine().born == psutil.Process().create_time()
+    assert not ProcessId.mine().is_gone
 
 
 def test_session_of_another_machine_is_dead_after_a_long_silence():

@@ -152,6 +152,17 @@ def test_scan_request_of_command_line_text_is_read():
         ScanRequest.of({**request.record(), "sparsities": "a lot"})
 
 
+@pytest.mark.parametrize(("last", "cell"), [(1.0, "100.00 %"), (0.9, "> 90.00 %")])
+def test_damage_table_of_a_layer_that_does_little_damage_says_more_unless_all_of_it_is_gone(source, last, cell):
+    config = ScanConfig(sparsities=(0.4, last), max_se=0, precision="fp32")
+    fields = json.loads(scanning.scan(source.model, source.dataset, config).to_json())
+    fields["curves"][0]["damage"] = [0.0, 0.0]
+    line = damage_table(Sensitivity.from_json(json.dumps(fields))).splitlines()[2]
+    assert line.startswith("conv1.0.weight")
+    assert line.count(cell) == 3
+    assert ("> " in line) == (last < 1)
+
+
 def test_damage_table_names_dead_layers_whole_passes_and_missed_points(source):
     fields = json.loads(scanning.scan(source.model, source.dataset, FEW.config).to_json())
     fields |= {"whole_passes": "the network cannot be traced (why)", "missed": 3}

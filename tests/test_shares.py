@@ -1,13 +1,15 @@
 """Shares: together they are the batch, and weighted as they are they have its mean."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from netprune.errors import InputError
 from netprune.loader import batch_sizes, steps_per_epoch, train_batches
-from netprune.shares import ALONE, Place
+from netprune.shares import ALONE, Place, seed_generators
 
-SIZES = (2, 3, 8)
+SIZES, CPU = (2, 3, 8), torch.device("cpu")
 
 
 def places(size):
@@ -55,7 +57,7 @@ def test_place_alone_takes_whole_batches_as_they_are():
     assert [ALONE.weight(count) for count in range(2, 300)] == [1.0] * 298
     assert ALONE.own(generator) is generator
     assert ALONE.own_device("cuda:1") == "cuda:1"
-    ALONE.reseed(3, 4)
+    ALONE.reseed(3, 4, CPU)
     ALONE.check_batch(2)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -95,9 +97,28 @@ def test_reseed_gives_every_process_and_epoch_draws_of_its_own():
         drawn = []
         for place in places(3):
             for epoch in range(3):
-                place.reseed(0, epoch)
+                place.reseed(0, epoch, CPU)
                 drawn.append(torch.rand(()).item())
     assert len(set(drawn)) == 9
+
+
+def test_seed_generators_of_a_gpu_are_the_global_one_and_its_own_and_no_other_gpus(monkeypatch):
+    seeded, current = [], [0]
+
+    @contextmanager
+    def device(chosen):
+        current.append(chosen.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append((current[-1], seed)))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("all GPUs are seeded"))
+    with torch.random.fork_rng(devices=[]):
+        for name in ("cpu", "cuda:1"):
+            seed_generators(7, torch.device(name))
+            assert torch.initial_seed() == 7
+    assert seeded == [(1, 7)]
 
 
 @pytest.mark.parametrize("asked", ["auto", "cuda"])

@@ -90,6 +90,11 @@ def test_train_does_not_depend_on_the_global_generator_and_leaves_it_alone(tiny_
         torch.set_rng_state(outer)
 
 
+def test_train_on_a_cpu_leaves_all_gpus_generators_alone(tiny_dataset, tiny_net, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("all GPUs are seeded"))
+    train(tiny_net, tiny_dataset, TrainConfig(epochs=1, batch_size=36))
+
+
 def test_train_that_raises_leaves_the_global_generator_alone(tiny_dataset, tiny_net):
     before = torch.get_rng_state()
 
@@ -216,6 +221,18 @@ def test_train_with_a_rate_too_high_raises_diverged_error(tiny_dataset, tiny_net
 def test_train_that_diverges_in_its_very_last_step_raises_diverged_error(tiny_dataset, tiny_net):
     with pytest.raises(DivergedError, match="lower max_lr"):
         train(tiny_net, tiny_dataset, TrainConfig(epochs=1, batch_size=72, max_lr=1e37))
+
+
+def test_train_with_a_padding_as_large_as_the_images_is_refused(tiny_dataset, tiny_net):
+    parts = {name: getattr(tiny_dataset, name) for name in ("train", "val", "test")}
+    small = {name: Split(part.images[:, :, :8, :8], part.labels) for name, part in parts.items()}
+    message = "crop_padding is 8; for images of 8×8 it must be below 8"
+    with pytest.raises(InputError, match=message):
+        train(tiny_net, replace(tiny_dataset, **small), replace(SHORT, crop_padding=8))
+
+
+def test_train_of_the_largest_seed_trains(tiny_dataset, tiny_net):
+    assert len(train(tiny_net, tiny_dataset, TrainConfig(epochs=1, batch_size=36, seed=2**63 - 1))) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])

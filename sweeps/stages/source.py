@@ -146,6 +146,8 @@ def short_name(architecture: Architecture | None, own: str = "") -> str:
 def find_device(name: str) -> torch.device:
     """`auto` → the first GPU if there is one, else the CPU; any other name as torch knows it.
 
+    A GPU that is named by its number becomes the current one: only on that are passes recorded.
+
     Raises:
         InputError: for an unknown device, or one that is not here.
     """
@@ -156,6 +158,8 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"device {name!r} is not available here: take auto or cpu.") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

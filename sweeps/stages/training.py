@@ -33,6 +33,9 @@ from sweeps.table import percent
 LAST, BEST = "last.pt", "best.pt"
 CHECKPOINTS = "checkpoints"
 NEWEST = "newest"
+INTERRUPTED, RESUMED_FROM = ("KILLED", "FAILED"), "resumed_from"
+UNSAID = {"processes": 1, "image_size": 32}
+"""What runs do not say that are older than these options."""
 LONG_SECONDS = 30 * 60
 SHORTEN = "Shorter: width=16, fewer epochs, dataset=digits, or device=cuda where there is a GPU."
 
@@ -90,7 +93,7 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
     }
     earlier = _interrupted(request.resume, config) if request.resume else None
     name = f"train {ready.short_name} on {Path(data.dataset).name}"
-    tags = {"resumed_from": earlier.run_id} if earlier else {}
+    tags = {RESUMED_FROM: earlier.run_id} if earlier else {}
     run = tracking.tracked_run("train", name, config, tags=tags, system_metrics=True)
     with run as run_id, team.united(), tempfile.TemporaryDirectory() as scratch:
         log_data(ready.dataset, data.data_dir, ("train", "val"))
@@ -193,10 +196,11 @@ class _Keeper:
         self.history: list[dict[str, float]] = []
         if earlier:
             self.best, self.history = earlier.content["best"], earlier.content["history"]
-            for metrics in self.history:
-                tracking.log(metrics, step=int(metrics["epoch"]))
             artifacts.fetch_artifact(earlier.run_id, f"{CHECKPOINTS}/{BEST}", scratch)
             artifacts.log_file(scratch / BEST, CHECKPOINTS)
+            self._keep(earlier.content, LAST)
+            for metrics in self.history:  # last: what has an epoch's figures has checkpoints
+                tracking.log(metrics, step=int(metrics["epoch"]))
 
     def __call__(self, result: EpochResult, snapshot: Callable[[], Snapshot]) -> None:
         metrics = {
@@ -243,24 +247,36 @@ class _Keeper:
 def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
     """Find the interrupted training and check that it is the same one."""
     if run == NEWEST:
-        found = tracking.find_runs({tracking.STAGE: "train"}, statuses=("KILLED", "FAILED", "RUNNING"))
-        found = [f for f in found if "epoch" in f.metrics]
-        if not found:
-            raise InputError(
-                "there is no interrupted training with a checkpoint in the store: start one without resume."
-            )
-        run = found[0].run_id
+        run = _newest(config)
+    elif tracking.find_run(run).status == "FINISHED":
+        raise InputError(f"run {run} has finished: there is nothing to resume.")
     with tempfile.TemporaryDirectory() as scratch:
         path = artifacts.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    begun = {"processes": 1, "image_size": 32} | content["config"]  # older checkpoints do not say
+    begun = UNSAID | content["config"]
     differing = [name for name, value in config.items() if begun.get(name) != value and name != "data_dir"]
     if differing:
         then, now = ({n: c.get(n) for n in differing} for c in (begun, config))
         raise InputError(f"run {run} was trained with {_pairs(then)}, not {_pairs(now)}: give it the same options.")
-    if content["snapshot"]["epochs_done"] >= config["epochs"]:
-        raise InputError(f"run {run} has done all its {config['epochs']} epochs: there is nothing to resume.")
     return _Interrupted(run, content)
+
+
+def _newest(config: dict[str, Any]) -> str:
+    """The run id of the newest interrupted training of this configuration; of any, if there is none of this.
+
+    One that another has gone on with is out of it. So is one that is RUNNING: of this machine's dead ones `open_store`
+    has closed the runs.
+    """
+    every = tracking.find_runs({tracking.STAGE: "train"}, statuses=(*INTERRUPTED, "FINISHED", "RUNNING"))
+    begun = [run for run in every if "epoch" in run.metrics]
+    followed = {run.tags.get(RESUMED_FROM) for run in begun}
+    found = [run for run in begun if run.status in INTERRUPTED and run.run_id not in followed]
+    if not found:
+        raise InputError("there is no interrupted training with a checkpoint in the store: start one without resume.")
+    wanted = {f"train.{name}": str(value) for name, value in config.items() if name != "data_dir"}
+    unsaid = {f"train.{name}": str(value) for name, value in UNSAID.items()}
+    same = [run for run in found if wanted.items() <= (unsaid | dict(run.params)).items()]
+    return (same or found)[0].run_id
 
 
 def _pairs(options: dict[str, Any]) -> str:

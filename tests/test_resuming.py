@@ -1,0 +1,107 @@
+"""Which interrupted training a new one goes on with, and what is in the run of one that was interrupted again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from netprune.errors import InputError
+from netprune.models import weights_digest
+from netprune.recipes import TrainConfig
+from netprune.training import train
+from sweeps import registry, tracking
+from sweeps.stages import training
+from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.stages.training import NEWEST, TrainRequest, run_training
+
+REQUEST = TrainRequest(
+    data=DataRequest(dataset="digits", data_dir=".", device="cpu"),
+    source=SourceRequest(model="net10", width=2),
+    config=TrainConfig(epochs=3, batch_size=24),
+    precision="fp32",
+)
+AGAIN = replace(REQUEST, resume=NEWEST)
+
+
+@pytest.fixture(autouse=True)
+def tiny(tiny_dataset, monkeypatch):
+    """Trainings are of the tiny data set, and in one format: none is measured."""
+    monkeypatch.setattr(training, "fit_to_device", lambda _, __, config, ___: (config, 0.1))
+    monkeypatch.setattr(training, "open_data", lambda *_: (tiny_dataset, torch.device("cpu")))
+
+
+@pytest.fixture
+def stopped(store, monkeypatch):
+    """Trains until an epoch's checkpoint is kept, or, for 0, until the first epoch would begin; gives the run's id."""
+
+    def until(epoch, request=REQUEST):
+        def stopping(*given, callbacks, **more):
+            def on_epoch(result, snapshot):
+                callbacks.on_epoch(result, snapshot)
+                if result.epoch == epoch:
+                    raise RuntimeError("stopped")
+
+            if not epoch:
+                raise RuntimeError("stopped")
+            return train(*given, callbacks=replace(callbacks, on_epoch=on_epoch), **more)
+
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped"):
+            patch.setattr(training, "train", stopping)
+            run_training(request)
+        return tracking.find_runs({tracking.STAGE: "train"}, statuses=("FAILED",), limit=1)[0].run_id
+
+    return until
+
+
+def digest(outcome):
+    return weights_digest(registry.fetch_model(outcome.model_uri)[0].model)
+
+
+def resumed_from(run_id):
+    return tracking.find_run(run_id).tags["resumed_from"]
+
+
+def test_train_resumed_and_stopped_before_an_epoch_is_over_can_be_resumed(stopped):
+    stopped(1)
+    again = stopped(0, AGAIN)
+    third = run_training(replace(REQUEST, resume=again))
+    assert resumed_from(third.run_id) == again
+    assert tracking.find_run(third.run_id).metrics["epoch"] == 3
+
+
+def test_train_that_fails_after_its_last_epoch_is_resumed_to_its_model(stopped):
+    failed = stopped(3)
+    resumed = run_training(AGAIN)
+    assert resumed_from(resumed.run_id) == failed
+    whole = run_training(REQUEST)
+    assert digest(resumed) == digest(whole)
+    assert resumed.val_accuracy == whole.val_accuracy
+
+
+def test_train_that_has_finished_is_not_resumed(store):
+    finished = run_training(REQUEST).run_id
+    with pytest.raises(InputError, match=f"run {finished} has finished: there is nothing to resume"):
+        run_training(replace(REQUEST, resume=finished))
+
+
+def test_train_resumes_the_newest_that_none_has_gone_on_with(stopped):
+    older, first = stopped(1), stopped(1)
+    second = stopped(2, AGAIN)
+    assert [resumed_from(second), resumed_from(run_training(AGAIN).run_id)] == [first, second]
+    assert resumed_from(run_training(AGAIN).run_id) == older
+    with pytest.raises(InputError, match="no interrupted training"):
+        run_training(AGAIN)
+
+
+def test_train_resumes_none_that_is_running(stopped):
+    interrupted, running = stopped(1), stopped(1)
+    tracking.still_running(running)
+    assert resumed_from(run_training(AGAIN).run_id) == interrupted
+
+
+def test_train_resumes_the_newest_of_its_own_configuration_and_names_how_another_differs(stopped):
+    wanted = stopped(1)
+    other = stopped(1, replace(REQUEST, config=replace(REQUEST.config, seed=1)))
+    assert resumed_from(run_training(AGAIN).run_id) == wanted
+    with pytest.raises(InputError, match=f"run {other} was trained with seed=1, not seed=0: give it the same options"):
+        run_training(AGAIN)
