@@ -72,6 +72,8 @@ from netprune.tensors import DTYPE_NAMES, DTYPES, Spec, decode_tensors, encode_t
 
 MAX_BYTES = 2**30
 """Of a network's tensors, unless the caller allows more: what a hostile file can make a reader take."""
+MAX_AXES, MAX_LENGTH = 64, 2**40
+"""Of a tensor, and of one of its axes. No tensor has more, and a shape beyond them takes seconds to multiply out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,7 +265,8 @@ def _header(described: Mapping[str, Any]) -> PackedHeader:
 def _specs(listed: Sequence[tuple[str, str, Sequence[int]]]) -> list[Spec]:
     specs = [Spec(str(name), dtype, tuple(shape)) for name, dtype, shape in listed]
     for each in specs:
-        if each.dtype not in DTYPES or not all(type(n) is int and n >= 0 for n in each.shape):
+        possible = len(each.shape) <= MAX_AXES and all(type(n) is int and 0 <= n < MAX_LENGTH for n in each.shape)
+        if each.dtype not in DTYPES or not possible:
             raise ValueError(f"{each.name} is a tensor of no known kind")
     if len({each.name for each in specs}) < len(specs):
         raise ValueError("two tensors have one name")
