@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import zstandard
 from torch import nn
 
-from netprune.container import CODED, METADATA, TABLES, seal, unseal
+from netprune.container import CODED, LENGTH_BYTES, MAGIC, METADATA, TABLES, VERSION, seal, unseal
 from netprune.errors import InputError
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights, weights_digest
@@ -164,6 +165,26 @@ def test_unpack_of_a_frame_that_grows_is_refused_without_its_memory(bomb):
         unpack(bomb)
 
 
+def many_lists():
+    """A container's header of 15 MiB, with lists that take twenty times as much."""
+    return json.dumps({"__metadata__": {METADATA: '{"x":[' + "[]," * (5 << 20) + "[]]}"}})
+
+
+def many_tensors():
+    """A container's header of sixty thousand empty tensors."""
+    return json.dumps({str(i): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(60_000)})
+
+
+@pytest.mark.parametrize("make_header", [many_lists, many_tensors])
+def test_unpack_of_a_header_that_grows_is_refused_without_its_memory(make_header):
+    header = make_header().encode()
+    container = len(header).to_bytes(8, "little") + header
+    frames = [zstandard.ZstdCompressor(write_checksum=True).compress(part) for part in (container, b"")]
+    growing = MAGIC + bytes([VERSION]) + len(frames[0]).to_bytes(LENGTH_BYTES, "little") + b"".join(frames)
+    with little_memory(), pytest.raises(InputError, match="its header is longer than it can be"):
+        unpack(growing)
+
+
 def test_unpack_of_weights_that_are_not_those_of_the_digest_is_refused(packed):
     with pytest.raises(InputError, match="not those that were packed"):
         unpack(tampered(packed, digest="0" * 64))
@@ -263,7 +284,6 @@ def test_pack_of_a_state_that_is_no_plain_tensor_is_refused_naming_it(tiny_heade
 
 def test_seal_and_unseal_are_inverse_and_the_container_is_safetensors():
     import safetensors.numpy
-    import zstandard
 
     data = seal({"a": [1, "ü"]}, b"tables", b"coded")
     assert unseal(data) == ({"a": [1, "ü"]}, b"tables", b"coded")
