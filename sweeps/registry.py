@@ -103,9 +103,9 @@ def register_model(
         name, model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
     )
     try:
-        give_aliases(name, int(version.version), aliases)
         known = json.dumps([{"name": name, "version": str(version.version)}])
         client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: known})
+        give_aliases(name, int(version.version), aliases)  # last: who asks for an alias gets what is whole
     except BaseException:
         client.delete_model_version(name, version.version)
         raise
@@ -113,10 +113,21 @@ def register_model(
 
 
 def give_aliases(name: str, version: int, aliases: Sequence[str]) -> None:
-    """Let aliases of a registered model name this version; one that does already is left alone."""
+    """Let aliases of a registered model name this version, all or none: if one cannot, the others are given back."""
     client = mlflow.MlflowClient()
-    for alias in aliases:
-        client.set_registered_model_alias(name, alias, str(version))
+    held = client.get_registered_model(name).aliases
+    given = []
+    try:
+        for alias in aliases:
+            given.append(alias)
+            client.set_registered_model_alias(name, alias, str(version))
+    except BaseException:
+        for alias in given:
+            if alias in held:
+                client.set_registered_model_alias(name, alias, str(held[alias]))
+            else:
+                client.delete_registered_model_alias(name, alias)
+        raise
 
 
 def find_version(name: str, tags: Mapping[str, str]) -> tuple[int, str] | None:

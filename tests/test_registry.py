@@ -68,6 +68,28 @@ def test_register_model_that_cannot_get_its_alias_leaves_no_version(store, monke
     assert mlflow.MlflowClient().search_model_versions("name = 'small'") == []
 
 
+@pytest.mark.parametrize("failing", ["set_logged_model_tags", "set_registered_model_alias"])
+def test_register_model_that_fails_leaves_aliases_where_they_were(store, monkeypatch, failing):
+    _, header, data = packed()
+    with tracking.tracked_run("register", "r", {}) as run_id:
+        uri = registry.log_model(data, header)
+    known = {"run_id": run_id, "tags": {}, "description": ""}
+    first = registry.register_model(uri, "small", aliases=("champion",), **known)
+    whole = getattr(mlflow.MlflowClient, failing)
+
+    def fail_after(client, *arguments):
+        whole(client, *arguments)
+        if arguments[1] != "champion":
+            raise RuntimeError("not today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, failing, fail_after)
+        with pytest.raises(RuntimeError):
+            registry.register_model(uri, "small", aliases=("champion", "floor-90-00"), **known)
+    assert mlflow.MlflowClient().get_registered_model("small").aliases == {"champion": first}
+    assert [int(v.version) for v in mlflow.MlflowClient().search_model_versions("name = 'small'")] == [first]
+
+
 @pytest.mark.parametrize("uri", ["0" * 32, "runs:/" + "1" * 32, "models:/none@champion", "models:/none/1", "nonsense"])
 def test_fetch_model_of_an_unknown_uri_names_the_forms(store, uri):
     with pytest.raises(InputError, match=r"models:/<name>@<alias>"):
