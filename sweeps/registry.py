@@ -29,6 +29,28 @@ TRIAL = "trial_run_id"
 """Version tag: the run that made the network of a version."""
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard", "constriction", "psutil")
 """What netprune's library imports, and a logged model needs where it is loaded."""
+REFUSED = "/:?'"
+"""Characters that no registered model's name may have: MLflow refuses the first two, `?` ends the path of a URI, and a
+quote the text in a filter."""
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that no model can be registered under and found by.
+
+    Raises:
+        InputError: for an empty name, or one with a character of `REFUSED` or one that cannot be printed.
+    """
+    if not name.strip(" .") or not name.isprintable() or not set(REFUSED).isdisjoint(name):
+        raise InputError(f"model_name is {name!r}; take a name without {' '.join(REFUSED)}, such as net10-photos.")
+
+
+def default_name(network: str, dataset: str) -> str:
+    """`<network>-<data set>`, with - in the place of what `require_name` refuses.
+
+    >>> default_name("net10", "bob's photos")
+    'net10-bob-s photos'
+    """
+    return "".join("-" if c in REFUSED or not c.isprintable() else c for c in f"{network}-{dataset}")
 
 
 def log_model(data: bytes, header: PackedHeader, *, own: str = "", metadata: Mapping[str, Any] | None = None) -> str:

@@ -6,11 +6,13 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from studies import DATA
 
 from netprune.errors import InputError
 from netprune.models import Architecture, build_model, weights_digest
 from netprune.packing import PackedHeader, pack
 from sweeps import registry, tracking
+from sweeps.stages.registering import run_register
 
 
 def packed(seed=0):
@@ -88,6 +90,24 @@ def test_register_model_that_fails_leaves_aliases_where_they_were(store, monkeyp
             registry.register_model(uri, "small", aliases=("champion", "floor-90-00"), **known)
     assert mlflow.MlflowClient().get_registered_model("small").aliases == {"champion": first}
     assert [int(v.version) for v in mlflow.MlflowClient().search_model_versions("name = 'small'")] == [first]
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "bob's", "why?", "a\nb", "..", " "])
+def test_register_under_a_name_that_cannot_be_one_is_refused_before_anything(monkeypatch, name):
+    monkeypatch.setattr("sweeps.stages.registering.find_study", lambda *_: pytest.fail("it has looked for the study"))
+    with pytest.raises(InputError, match=r"model_name is .* such as net10-photos"):
+        run_register("small", name, DATA)
+
+
+def test_default_name_of_a_folder_with_an_odd_name_is_one_that_can_be_registered_and_found(store):
+    _, header, data = packed()
+    name = registry.default_name("net10", "why: bob's\n?")
+    registry.require_name(name)
+    with tracking.tracked_run("register", "r", {}) as run_id:
+        uri = registry.log_model(data, header)
+        version = registry.register_model(uri, name, run_id=run_id, tags={}, description="")
+    assert registry.find_version(name, {}) == (version, run_id)
+    assert registry.fetch_model(f"models:/{name}@champion")[1] == run_id
 
 
 @pytest.mark.parametrize("uri", ["0" * 32, "runs:/" + "1" * 32, "models:/none@champion", "models:/none/1", "nonsense"])
