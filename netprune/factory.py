@@ -44,8 +44,8 @@ class Factory:
     def build(self, num_classes: int, image_size: int = 32, seed: int = 0) -> nn.Module:
         """A fresh network, the same for the same seed, that has been tried on images of that size.
 
-        It takes `(N, 3, S, S)` and gives `(N, num_classes)` in train and in eval mode, can be copied and packed, and
-        has weights to prune. Torch's global generator is left as it was.
+        It takes `(N, 3, S, S)` and gives `(N, num_classes)` in train and in eval mode, can be copied, packed and loaded
+        into, and has weights to prune. Torch's global generator is left as it was.
 
         Args:
             num_classes: what the function is called with, at least 2.
@@ -145,6 +145,14 @@ def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> 
         training = copy.deepcopy(network).train()
     except Exception as error:
         raise InputError(f"{name} cannot be copied by copy.deepcopy, as pruning does: {_said(error)}.") from error
+    try:
+        training.load_state_dict(copy.deepcopy(training.state_dict()))
+    except Exception as error:  # torch names the tensor in the last line, and a hook of the user's raises what it likes
+        last = str(error).strip().rpartition("\n")[2].strip().rstrip(".") or type(error).__name__
+        raise InputError(
+            f"{name} cannot load its own state_dict, as the end of a training does: {last}. A buffer that .expand made "
+            f"needs .clone() after it."
+        ) from error
     _try(training, name, num_classes, image_size)  # which some networks give something else in
 
 

@@ -29,6 +29,11 @@ def complex_numbers(classes):
     net.register_buffer("turn", torch.zeros(2, dtype=torch.complex64))
     return net
 
+def expanded(classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, classes))
+    net.register_buffer("grid", torch.zeros(1, 4).expand(3, 4))
+    return net
+
 class Auxiliary(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -123,6 +128,7 @@ def test_find_factory_of_a_module_that_fails_is_one_sentence(own_module, source,
         ("normed", "is computed from other tensors"),
         ("complex_numbers", r"turn cannot be packed"),
         ("auxiliary", r"gives a tuple for 2 images .* in train mode too"),
+        ("expanded", r"cannot load its own state_dict.*\"grid\".*single memory location.*\.clone\(\)"),
         ("alone", r"cannot be copied by copy\.deepcopy.*there is only one"),
     ],
 )
