@@ -130,15 +130,22 @@ def pack(model: nn.Module, header: PackedHeader) -> bytes:
     """Encode `model`, whose architecture is `header.architecture`, as a packed file.
 
     Raises:
-        InputError: for a state that is not plain tensors (another layout or type, or a module's extra state).
+        InputError: for a state that is not plain tensors (another layout or type, or a module's extra state), or not
+            that of `header.architecture`: no reader would take the file.
     """
     state, aliases = plain_state(model)
+    specs = _specs_of(state)
+    if header.architecture is not None and not _is_of(_skeleton(header), header, specs, aliases):
+        raise InputError(
+            f"the network is not the {header.architecture.name} that its header names (the names, types or shapes of "
+            f"its tensors, or its classes): name the architecture as it was built, with float32 weights, or None."
+        )
     encoder = Encoder()
     encode_tensors(encoder, state)
     described = {
         **dataclasses.asdict(header),
         "digest": state_digest(state),
-        "tensors": [dataclasses.astuple(spec(name, tensor)) for name, tensor in state.items()],
+        "tensors": [dataclasses.astuple(each) for each in specs],
         "aliases": aliases,
     }
     if header.image_size == IMAGE_SIZE:
@@ -169,14 +176,16 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
         raise damaged(error) from None
     given, total = _given(header, into), sum(each.bytes for each in specs)
     if given is not None:  # before anything is decoded: what fits takes memory as the network does, a few times over
-        shapes = {each.name: each.shape for each in specs}
-        differing_shapes(given, shapes | {name: shapes[other] for name, other in aliases.items()})
+        named = {each.name: each for each in specs}
+        named |= {name: named[other] for name, other in aliases.items()}
+        differing_shapes(given, {name: each.shape for name, each in named.items()})
+        _require_types(given, named)
     elif total > max_bytes:
         raise InputError(
             f"the netprune file declares {total:,} bytes of weights, above the limit of {max_bytes:,}: if you trust "
             f"it, load it with a larger max_bytes."
         )
-    target = given if given is not None else _skeleton(header, specs, aliases)
+    target = given if given is not None else _target(header, specs, aliases)
     try:
         decoder = Decoder(tables, coded)
         state = decode_tensors(decoder, specs)
@@ -280,7 +289,17 @@ def _aliases(listed: Mapping[str, str], specs: Sequence[Spec]) -> dict[str, str]
     return dict(listed)
 
 
-def _skeleton(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str, str]) -> nn.Module:
+def _require_types(model: nn.Module, named: Mapping[str, Spec]) -> None:
+    """Refuse a module that would round what it is given, or give it another number format."""
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype != DTYPES[named[name].dtype]:
+            raise InputError(
+                f"the weights do not fit: {name} is {DTYPES[named[name].dtype]} in the file and {tensor.dtype} in the "
+                f"network; build the network with the file's number format, and convert it once it is loaded."
+            )
+
+
+def _target(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str, str]) -> nn.Module:
     """The network that the header describes, without values or memory; refused unless its tensors are `specs`."""
     if header.architecture is None:
         raise InputError(
@@ -288,11 +307,27 @@ def _skeleton(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str,
             "as netprune.load(path, into=network)."
         )
     try:
-        with torch.device("meta"):
-            model = build_model(header.architecture, image_size=header.image_size)
+        model = _skeleton(header)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise damaged(error) from None
-    state = {name: spec(name, tensor) for name, tensor in model.state_dict().items()}
-    if aliases or list(state.values()) != list(specs) or len(header.classes) != header.architecture.num_classes:
+    if not _is_of(model, header, specs, aliases):
         raise damaged(ValueError("its tensors are not those of its architecture"))
     return model
+
+
+def _skeleton(header: PackedHeader) -> nn.Module:
+    """The network of the header's architecture, without values or memory."""
+    assert header.architecture is not None
+    with torch.device("meta"):
+        return build_model(header.architecture, image_size=header.image_size)
+
+
+def _is_of(skeleton: nn.Module, header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str, str]) -> bool:
+    """Whether tensors and classes are those of an architecture's skeleton."""
+    assert header.architecture is not None
+    same = not aliases and _specs_of(skeleton.state_dict()) == list(specs)
+    return same and len(header.classes) == header.architecture.num_classes
+
+
+def _specs_of(state: Mapping[str, Tensor]) -> list[Spec]:
+    return [spec(name, tensor) for name, tensor in state.items()]
