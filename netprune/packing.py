@@ -63,7 +63,7 @@ from netprune.image_folder import IMAGE_SIZE, LARGEST_SIZE
 from netprune.models import (
     Architecture,
     build_model,
-    differing_shapes,
+    differing_head,
     load_weights,
     state_digest,
     weights_digest,
@@ -178,7 +178,11 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
     if given is not None:  # before anything is decoded: what fits takes memory as the network does, a few times over
         named = {each.name: each for each in specs}
         named |= {name: named[other] for name, other in aliases.items()}
-        differing_shapes(given, {name: each.shape for name, each in named.items()})
+        if differing_head(given, {name: each.shape for name, each in named.items()}):
+            raise InputError(
+                f"the network given has another number of classes than the file's {len(header.classes)}: build it for "
+                f"as many."
+            )
         _require_types(given, named)
     elif total > max_bytes:
         raise InputError(

@@ -76,6 +76,12 @@ def test_unpack_into_a_network_of_another_number_format_is_refused_and_leaves_it
     assert bits(given) == before
 
 
+def test_unpack_into_a_network_for_other_classes_is_refused_with_a_mend_that_a_reader_has(packed):
+    given = build_model(Architecture(name="net10", num_classes=4, width=2))
+    with pytest.raises(InputError, match="another number of classes than the file's 3: build it for as many"):
+        unpack(packed, given)
+
+
 def test_pack_of_another_network_than_the_headers_is_refused_with_the_mend(tiny_net, tiny_header):
     wider = Architecture(name="net10", num_classes=3, width=3)
     two = replace(tiny_header, classes=("a", "b"))
