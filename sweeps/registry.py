@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -194,7 +195,9 @@ def fetch_model(uri: str, model: str = "") -> tuple[PackedModel, str | None]:
             described = Model.load(str(folder))
             flavor = described.flavors["python_function"]
             recorded = str((flavor.get("config") or {}).get(NETWORK, ""))
-            return read_packed(folder / flavor["data"], builder(model, recorded)), described.run_id
+            # from our own store, however large
+            packed = read_packed(folder / flavor["data"], builder(model, recorded), max_bytes=sys.maxsize)
+            return packed, described.run_id
     except (MlflowException, OSError, KeyError):
         raise InputError(
             f"there is no netprune model at {uri} in {mlflow.get_tracking_uri()}: name a run id, "

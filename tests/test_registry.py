@@ -1,6 +1,7 @@
 """Packed files as MLflow models: by run, by version and by alias, whole or not at all."""
 
 import json
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -10,9 +11,14 @@ from studies import DATA
 
 from netprune.errors import InputError
 from netprune.models import Architecture, build_model, weights_digest
-from netprune.packing import PackedHeader, pack
-from sweeps import registry, tracking
+from netprune.packing import PackedHeader, pack, read_packed, unpack
+from netprune.pruning import PruneConfig
+from netprune.pyfunc import _load_pyfunc
+from sweeps import artifacts, registry, tracking
+from sweeps.stages.exporting import run_export
 from sweeps.stages.registering import run_register
+from sweeps.stages.starting import PACKED_FILE, fetch_network
+from sweeps.stages.studies import FoundStudy
 
 
 def packed(seed=0):
@@ -108,6 +114,39 @@ def test_default_name_of_a_folder_with_an_odd_name_is_one_that_can_be_registered
         version = registry.register_model(uri, name, run_id=run_id, tags={}, description="")
     assert registry.find_version(name, {}) == (version, run_id)
     assert registry.fetch_model(f"models:/{name}@champion")[1] == run_id
+
+
+def exported(path):
+    run_export(str(path), "model.pt")
+    model = build_model(Architecture(name="net10", num_classes=3, width=1))
+    model.load_state_dict(torch.load("model.pt", weights_only=True))
+    return model
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda *_: registry.fetch_model("models:/small@champion")[0].model,
+        lambda path, _: FoundStudy("small", SimpleNamespace(params={}), ()).read(path.read_bytes()).model,
+        lambda _, run_id: fetch_network(run_id, SimpleNamespace(model=packed()[0]), PruneConfig()),
+        lambda path, _: _load_pyfunc(str(path)).get_raw_model(),
+        lambda path, _: exported(path),
+    ],
+    ids=["registered", "study", "run", "pyfunc", "export"],
+)
+def test_file_of_the_store_is_read_whatever_its_size(store, monkeypatch, read):
+    model, header, data = packed()
+    with tracking.tracked_run("register", "r", {}) as run_id:
+        uri = registry.log_model(data, header)
+        registry.register_model(uri, "small", run_id=run_id, tags={}, description="")
+        artifacts.log_bytes(data, PACKED_FILE)
+    path = store / "net.netprune"
+    path.write_bytes(data)
+    for reader in (unpack, read_packed):  # as if a network of a kilobyte were a very large one
+        monkeypatch.setitem(reader.__kwdefaults__, "max_bytes", 1)
+    with pytest.raises(InputError, match="above the limit"):
+        read_packed(path)
+    assert weights_digest(read(path, run_id)) == weights_digest(model)
 
 
 @pytest.mark.parametrize("uri", ["0" * 32, "runs:/" + "1" * 32, "models:/none@champion", "models:/none/1", "nonsense"])
