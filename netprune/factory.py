@@ -106,7 +106,8 @@ def builder(name: str, recorded: str = "") -> Builder:
                 f"this file holds a network of the user's own class: name the function that builds it with model, such "
                 f"as {recorded if ':' in recorded else EXAMPLE}{' (so its run says)' if ':' in recorded else ''}."
             )
-        return find_factory(name).build(len(header.classes), header.image_size)
+        # it may build on a GPU: a packed network is on the CPU, whoever built it
+        return find_factory(name).build(len(header.classes), header.image_size).cpu()
 
     return build
 

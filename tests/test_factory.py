@@ -146,6 +146,26 @@ def test_builder_gives_a_packed_file_its_network_back_bit_for_bit(own_module, ow
     assert found.header == own_header
 
 
+ELSEWHERE = """
+from torch import nn
+
+class Elsewhere(nn.Sequential):
+    def cpu(self):
+        self.moved = True
+        return super().cpu()
+
+def network(classes): return Elsewhere(nn.Flatten(), nn.Linear(3 * 256, classes))
+"""
+"""As if it were on a GPU: it says when it is brought from there."""
+
+
+def test_builder_of_a_network_on_another_device_gives_it_on_the_cpu(own_module, own_header):
+    own_module(ELSEWHERE)
+    network = find_factory("mynet:network").build(3, 16)
+    assert not hasattr(network, "moved")
+    assert unpack(pack(network, own_header), builder("mynet:network")).model.moved
+
+
 def test_builder_without_a_name_imports_nothing_and_says_what_to_name(own_module, own_header):
     network = find_factory(f"{own_module()}:network").build(3, 16)
     own_module("raise SystemExit('imported')", "recorded")
