@@ -134,7 +134,7 @@ def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> 
         _try(network, name, num_classes, image_size)
     weights = prunable_weights(network)
     if not weights:
-        raise InputError(f"{name} has no convolution and no linear layer, so there is nothing to prune.")
+        raise InputError(f"{name} has no Conv2d and no Linear layer, so there is nothing to prune.")
     computed = sorted(weights.keys() - dict(network.named_parameters(remove_duplicate=False)).keys())
     if computed:
         raise InputError(

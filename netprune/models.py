@@ -122,9 +122,11 @@ def build_model(architecture: Architecture, seed: int = 0, image_size: int = 32)
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weight tensors that pruning may touch: of convolutions and linear layers, in the model's order.
+    """The weight tensors that pruning may touch: of `Conv2d` and `Linear` layers, in the model's order.
 
-    Biases and normalisation parameters are too few to be worth a position each, and are left alone.
+    All other tensors are left alone. Biases and normalisation parameters are too few to be worth a position each;
+    weights of other modules (`Conv1d`, transposed convolutions, embeddings, attention's `in_proj_weight`) may be many,
+    and are not pruned either.
     """
     return {
         f"{name}.weight" if name else "weight": module.weight

@@ -85,8 +85,8 @@ def quantise(model: nn.Module, values: Values, spared: Collection[str] = ()) -> 
 
     Weights become fp16, or multiples of their output channel's step (-127 … 127), or entries of their codebook; with a
     codebook, weights too small for what their positions and indices cost become zeros as well. Steps, entries and all
-    other numbers (biases, normalisation and its statistics) keep 8 significant bits and fp32's range; biases that
-    normalisation takes away again are folded first (`fold_biases`). `fp32` changes nothing.
+    other numbers (biases, normalisation and its statistics, weights that are not prunable) keep 8 significant bits and
+    fp32's range; biases that normalisation takes away again are folded first (`fold_biases`). `fp32` changes nothing.
 
     Args:
         model: rounded in place.

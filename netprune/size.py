@@ -20,7 +20,7 @@ class LayerSize:
     parameters: int
     nonzero: int
     prunable: bool
-    """Whether pruning may touch it (a convolution's or linear layer's weight)."""
+    """Whether pruning may touch it (the weight of a `Conv2d` or `Linear` layer)."""
 
     @property
     def sparsity(self) -> float:
