@@ -154,8 +154,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a plain state dict that `torch.save` wrote. Nothing in the file is executed.
 
     Raises:
-        InputError: if the file is absent, is not a torch file, holds something else than named dense tensors, or a
-            value in them is NaN.
+        InputError: if the file is absent, is not a torch file, or holds something else than named dense tensors.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of a pickle protocol, then raises
@@ -169,9 +168,6 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path} does not hold a plain state dict: save one with torch.save(model.state_dict(), path)."
         )
-    broken = next((name for name, value in loaded.items() if value.is_floating_point() and value.isnan().any()), None)
-    if broken is not None:
-        raise InputError(f"{path} has a value in {broken} that is no number: take weights from before they diverged.")
     return {str(name): tensor for name, tensor in loaded.items()}
 
 
@@ -192,7 +188,7 @@ def load_weights(model: nn.Module, state: StateDict, *, adapt_head: bool = False
         The names of the tensors that were left as they are (the head's, or none).
 
     Raises:
-        InputError: for missing or unexpected names, or shapes that differ; it names the layer and both shapes.
+        InputError: for missing or unexpected names, shapes that differ, or NaN; it names the layer and both shapes.
     """
     own = model.state_dict()
     differing = differing_head(model, {name: tensor.shape for name, tensor in state.items()})
@@ -202,6 +198,9 @@ def load_weights(model: nn.Module, state: StateDict, *, adapt_head: bool = False
             f"the head has another number of classes: {name} is {tuple(state[name].shape)} in the file and "
             f"{tuple(own[name].shape)} in the network; --adapt-head replaces the head and loads the rest."
         )
+    broken = next((name for name, value in state.items() if value.is_floating_point() and value.isnan().any()), None)
+    if broken is not None:
+        raise InputError(f"{broken} has a value in the file that is no number: take weights from before they diverged.")
     model.load_state_dict({name: own[name] if name in differing else state[name] for name in own})
     return differing
 

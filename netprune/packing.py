@@ -64,7 +64,6 @@ from netprune.models import (
     Architecture,
     build_model,
     differing_head,
-    load_weights,
     state_digest,
     weights_digest,
 )
@@ -200,7 +199,7 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
         raise damaged(error) from None
     state |= {name: state[other] for name, other in aliases.items()}
     if given is not None:
-        load_weights(given, state)
+        given.load_state_dict(state)
     else:
         target.load_state_dict(state, assign=True)
     return PackedModel(target, header)

@@ -52,6 +52,8 @@ def test_pack_and_unpack_keep_negative_zeros_infinities_and_nan_payloads(tiny_ne
     found = unpack(pack(tiny_net, tiny_header)).model
     assert found.conv1[0].weight.detach().view(-1).view(torch.int32)[3] == NAN_PAYLOAD
     assert bits(found) == bits(tiny_net)
+    given = build_model(tiny_header.architecture, seed=5)
+    assert bits(unpack(pack(tiny_net, tiny_header), given).model) == bits(tiny_net)
 
 
 def test_pack_and_unpack_keep_buffers_after_training_steps(tiny_net, tiny_header):
