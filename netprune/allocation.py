@@ -109,6 +109,11 @@ def _of_shapes(rule: Callable[[Shapes, float], Sparsity]) -> Allocator:
     return _bounded(lambda basis, density: rule(basis.shapes, density))
 
 
+def _document(basis: Basis, density: float) -> Sparsity:
+    first = next(iter(basis.shapes))  # limits ask the rule again for the layers not held: none of them is first then
+    return _of_shapes(lambda shapes, share: document(shapes, share, first))(basis, density)
+
+
 def _of_model(rule: Callable[[nn.Module, float, Collection[str], SortedScores], Sparsity]) -> Allocator:
     return _bounded(lambda basis, density: rule(basis.model, density, basis.shapes, basis.memo))
 
@@ -131,7 +136,7 @@ def _of_scan(rule: Callable[[Sensitivity, float], Sparsity]) -> Allocator:
 
 ALLOCATORS: Mapping[str, Allocator] = {
     "uniform": _of_shapes(uniform),
-    "document": _of_shapes(document),
+    "document": _document,
     "global_magnitude": _of_model(global_magnitude),
     "erk": _of_shapes(erk),
     "lamp": _of_model(lamp_threshold),

@@ -86,7 +86,7 @@ def find_bounds(model: nn.Module, keep: str = "", limit: str = "") -> Bounds:
     A pattern matches a weight (`conv1.0.weight`), or a module with all that lies in it (`conv1.0`, `conv?`).
 
     Args:
-        model: its convolutions and linear layers.
+        model: its `Conv2d` and `Linear` layers.
         keep: patterns of what is never pruned, such as `conv1.*,classifier.4`; empty for none.
         limit: patterns with a largest sparsity in [0, 1], such as `res2.*=0.99,conv4*=0.95`; 0 is to keep. Of several
             that match a layer the least holds. It is rounded down to whole weights.

@@ -23,6 +23,9 @@ METADATA = "netprune"
 LENGTH_BYTES = 4
 MAX_RATIO, MIN_LIMIT = 64, 1 << 24
 """What is not coded compresses by less than that; a file that claims more is not ours."""
+MIN_HEADER_LIMIT = 1 << 20
+"""Bytes of a header's text that any file may have, enough for some twenty thousand tensors. JSON takes up to fifty
+times its length when it is read, so that a header beyond it has to be no longer than its file."""
 
 
 def seal(header: Mapping[str, Any], tables: bytes, coded: bytes) -> bytes:
@@ -40,7 +43,10 @@ def seal(header: Mapping[str, Any], tables: bytes, coded: bytes) -> bytes:
 
 
 def unseal(data: bytes) -> tuple[dict[str, Any], bytes, bytes]:
-    """Header, tables and coded stream of a file; memory at most 64 times its length, or 16 MiB.
+    """Header, tables and coded stream of a file.
+
+    Memory is bounded by the file's length: a few times what it decompresses to, which is at most 64 times its length or
+    16 MiB, and fifty times its header's text, which is at most its length or 1 MiB.
 
     Raises:
         InputError: if `data` is no such file, is of another version, or is damaged.
@@ -51,9 +57,11 @@ def unseal(data: bytes) -> tuple[dict[str, Any], bytes, bytes]:
         raise InputError(f"this netprune file is of another version: this netprune reads version {VERSION}.")
     try:
         container = _decompress(data[len(MAGIC) + 1 :])
-        arrays = safetensors.numpy.load(container)
-        # safetensors.numpy.load gives tensors only; the header's length stands in the first eight bytes
         length = int.from_bytes(container[:8], "little")
+        if length > max(len(data), MIN_HEADER_LIMIT):
+            raise ValueError("its header is longer than it can be")
+        arrays = safetensors.numpy.load(container)
+        # it gives tensors only
         header = json.loads(json.loads(container[8 : 8 + length])["__metadata__"][METADATA])
         if not isinstance(header, dict) or arrays.keys() != {TABLES, CODED}:
             raise ValueError("its container holds something else")

@@ -44,8 +44,8 @@ class Factory:
     def build(self, num_classes: int, image_size: int = 32, seed: int = 0) -> nn.Module:
         """A fresh network, the same for the same seed, that has been tried on images of that size.
 
-        It takes `(N, 3, S, S)` and gives `(N, num_classes)` in train and in eval mode, can be copied and packed, and
-        has weights to prune. Torch's global generator is left as it was.
+        It takes `(N, 3, S, S)` and gives `(N, num_classes)` in train and in eval mode, can be copied, packed and loaded
+        into, and has weights to prune. Torch's global generator is left as it was.
 
         Args:
             num_classes: what the function is called with, at least 2.
@@ -106,7 +106,8 @@ def builder(name: str, recorded: str = "") -> Builder:
                 f"this file holds a network of the user's own class: name the function that builds it with model, such "
                 f"as {recorded if ':' in recorded else EXAMPLE}{' (so its run says)' if ':' in recorded else ''}."
             )
-        return find_factory(name).build(len(header.classes), header.image_size)
+        # it may build on a GPU: a packed network is on the CPU, whoever built it
+        return find_factory(name).build(len(header.classes), header.image_size).cpu()
 
     return build
 
@@ -133,7 +134,7 @@ def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> 
         _try(network, name, num_classes, image_size)
     weights = prunable_weights(network)
     if not weights:
-        raise InputError(f"{name} has no convolution and no linear layer, so there is nothing to prune.")
+        raise InputError(f"{name} has no Conv2d and no Linear layer, so there is nothing to prune.")
     computed = sorted(weights.keys() - dict(network.named_parameters(remove_duplicate=False)).keys())
     if computed:
         raise InputError(
@@ -145,6 +146,14 @@ def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> 
         training = copy.deepcopy(network).train()
     except Exception as error:
         raise InputError(f"{name} cannot be copied by copy.deepcopy, as pruning does: {_said(error)}.") from error
+    try:
+        training.load_state_dict(copy.deepcopy(training.state_dict()))
+    except Exception as error:  # torch names the tensor in the last line, and a hook of the user's raises what it likes
+        last = str(error).strip().rpartition("\n")[2].strip().rstrip(".") or type(error).__name__
+        raise InputError(
+            f"{name} cannot load its own state_dict, as the end of a training does: {last}. A buffer that .expand made "
+            f"needs .clone() after it."
+        ) from error
     _try(training, name, num_classes, image_size)  # which some networks give something else in
 
 

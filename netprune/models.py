@@ -122,9 +122,11 @@ def build_model(architecture: Architecture, seed: int = 0, image_size: int = 32)
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weight tensors that pruning may touch: of convolutions and linear layers, in the model's order.
+    """The weight tensors that pruning may touch: of `Conv2d` and `Linear` layers, in the model's order.
 
-    Biases and normalisation parameters are too few to be worth a position each, and are left alone.
+    All other tensors are left alone. Biases and normalisation parameters are too few to be worth a position each;
+    weights of other modules (`Conv1d`, transposed convolutions, embeddings, attention's `in_proj_weight`) may be many,
+    and are not pruned either.
     """
     return {
         f"{name}.weight" if name else "weight": module.weight
@@ -152,7 +154,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a plain state dict that `torch.save` wrote. Nothing in the file is executed.
 
     Raises:
-        InputError: if the file is absent, is not a torch file, or holds something else than named tensors.
+        InputError: if the file is absent, is not a torch file, or holds something else than named dense tensors.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of a pickle protocol, then raises
@@ -162,11 +164,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # torch's reader raises whatever a damaged file makes it trip over
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a readable state dict (torch.save(model.state_dict(), …)): {first}") from None
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()) or not loaded:
+    if not isinstance(loaded, Mapping) or not all(map(_is_plain, loaded.values())) or not loaded:
         raise InputError(
             f"{path} does not hold a plain state dict: save one with torch.save(model.state_dict(), path)."
         )
     return {str(name): tensor for name, tensor in loaded.items()}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor of values that another can be filled with."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
 def load_weights(model: nn.Module, state: StateDict, *, adapt_head: bool = False) -> list[str]:
@@ -181,44 +188,55 @@ def load_weights(model: nn.Module, state: StateDict, *, adapt_head: bool = False
         The names of the tensors that were left as they are (the head's, or none).
 
     Raises:
-        InputError: for missing or unexpected names, or shapes that differ; it names the layer and both shapes.
+        InputError: for missing or unexpected names, shapes that differ, or NaN; it names the layer and both shapes.
     """
     own = model.state_dict()
-    differing = differing_shapes(model, {name: tensor.shape for name, tensor in state.items()}, adapt_head=adapt_head)
+    differing = differing_head(model, {name: tensor.shape for name, tensor in state.items()})
+    if differing and not adapt_head:
+        name = differing[0]
+        raise InputError(
+            f"the head has another number of classes: {name} is {tuple(state[name].shape)} in the file and "
+            f"{tuple(own[name].shape)} in the network; --adapt-head replaces the head and loads the rest."
+        )
+    broken = next((name for name, value in state.items() if value.is_floating_point() and value.isnan().any()), None)
+    if broken is not None:
+        raise InputError(f"{broken} has a value in the file that is no number: take weights from before they diverged.")
     model.load_state_dict({name: own[name] if name in differing else state[name] for name in own})
     return differing
 
 
-def differing_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]], *, adapt_head: bool = False) -> list[str]:
-    """The tensors of the head, by name, that have other shapes in a state dict, where that may be; empty else.
+def differing_head(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """The tensors of the last layer, by name, of which a state dict has another number of classes; empty where it fits.
 
     Args:
         model: to be loaded into.
         shapes: name → shape, of the state dict.
-        adapt_head: whether the head may have another number of classes.
 
     Raises:
-        InputError: as `load_weights` does.
+        InputError: for missing or unexpected names, or other shapes that differ; it names the layer and both shapes.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = model.state_dict()
     state = {name: tuple(shape) for name, shape in shapes.items()}
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing, unexpected = sorted(found.keys() - state.keys()), sorted(state.keys() - found.keys())
     if missing or unexpected:
         raise InputError(_names_message(missing, unexpected))
+    extra = next((name for name, value in found.items() if not isinstance(value, Tensor)), None)
+    if extra is not None:
+        raise InputError(f"{extra} of the network is no tensor, so no weights fit it: build it without extra state.")
+    own = {name: tuple(tensor.shape) for name, tensor in found.items()}
     differing = [name for name in own if own[name] != state[name]]
-    head = list(prunable_weights(model))[-1].removesuffix("weight")
-    fatal = [name for name in differing if not (name.startswith(head) and _differs_in_classes(own[name], state[name]))]
+    weights = list(prunable_weights(model))
+    head = weights[-1].removesuffix("weight") if weights else None
+    fatal = [
+        name
+        for name in differing
+        if head is None or not (name.startswith(head) and _differs_in_classes(own[name], state[name]))
+    ]
     if fatal:
         name = fatal[0]
         raise InputError(
             f"the weights do not fit: {name} is {state[name]} in the file and {own[name]} in the network; check model "
             f"and width."
-        )
-    if differing and not adapt_head:
-        name = differing[0]
-        raise InputError(
-            f"the head has another number of classes: {name} is {state[name]} in the file and {own[name]} in the "
-            f"network; --adapt-head replaces the head and loads the rest."
         )
     return differing
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -51,23 +52,21 @@ def to_onnx(packed: PackedModel) -> bytes:
 
     Raises:
         InputError: if the packages that this needs are not installed, torch cannot export the network, it is too large
-            for one file (2 GiB), or onnxruntime's outputs differ from torch's.
+            for one file (2 GiB), onnxruntime cannot run it, or its outputs differ from torch's.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401  # what the file is checked with
         import onnxscript  # noqa: F401  # what torch exports with
     except ImportError as error:
         raise InputError(f"ONNX files need {error.name}: pip install 'netprune[onnx]'.") from None
     module = _OnPixels(packed)
     with eval_mode(module):
         data = _export(module, packed)
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
         generator = torch.Generator().manual_seed(0)
-        for batch in TRIED_BATCHES:
-            images = torch.rand((batch, *_image(packed)), generator=generator)
+        tried = [torch.rand((batch, *_image(packed)), generator=generator) for batch in TRIED_BATCHES]
+        for images, found in zip(tried, _outputs(data, tried), strict=True):
             with torch.no_grad():
                 expected = module(images).numpy()
-            (found,) = session.run([OUTPUT], {INPUT: images.numpy()})
             _require_equal(found, expected)
     return data
 
@@ -99,10 +98,27 @@ def _export(module: nn.Module, packed: PackedModel) -> bytes:
                 proto.metadata_props.add(key=key, value=value)
             return bytes(proto.SerializeToString())
     except Exception as error:  # the exporter raises whatever it trips over
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise InputError(f"this network cannot be written as ONNX: {type(error).__name__} {first}".strip()) from None
+        raise InputError(f"this network cannot be written as ONNX: {_said(error)}") from None
     finally:
         logger.setLevel(level)
+
+
+def _outputs(data: bytes, tried: Sequence[Tensor]) -> list[NDArray[np.float32]]:
+    """What onnxruntime computes for each batch of images."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        return [session.run([OUTPUT], {INPUT: images.numpy()})[0] for images in tried]
+    except Exception as error:  # its errors have no class in common
+        raise InputError(
+            f"onnxruntime cannot run the ONNX model, so it is not written: {_said(error)}. Another version of torch, "
+            f"onnxscript or onnxruntime may do better."
+        ) from None
+
+
+def _said(error: Exception) -> str:
+    return " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def _require_equal(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:

@@ -63,8 +63,7 @@ from netprune.image_folder import IMAGE_SIZE, LARGEST_SIZE
 from netprune.models import (
     Architecture,
     build_model,
-    differing_shapes,
-    load_weights,
+    differing_head,
     state_digest,
     weights_digest,
 )
@@ -72,6 +71,8 @@ from netprune.tensors import DTYPE_NAMES, DTYPES, Spec, decode_tensors, encode_t
 
 MAX_BYTES = 2**30
 """Of a network's tensors, unless the caller allows more: what a hostile file can make a reader take."""
+MAX_AXES, MAX_LENGTH = 64, 2**40
+"""Of a tensor, and of one of its axes. No tensor has more, and a shape beyond them takes seconds to multiply out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,15 +129,22 @@ def pack(model: nn.Module, header: PackedHeader) -> bytes:
     """Encode `model`, whose architecture is `header.architecture`, as a packed file.
 
     Raises:
-        InputError: for a state that is not plain tensors (another layout or type, or a module's extra state).
+        InputError: for a state that is not plain tensors (another layout or type, or a module's extra state), or not
+            that of `header.architecture`: no reader would take the file.
     """
     state, aliases = plain_state(model)
+    specs = _specs_of(state)
+    if header.architecture is not None and not _is_of(_skeleton(header), header, specs, aliases):
+        raise InputError(
+            f"the network is not the {header.architecture.name} that its header names (the names, types or shapes of "
+            f"its tensors, or its classes): name the architecture as it was built, with float32 weights, or None."
+        )
     encoder = Encoder()
     encode_tensors(encoder, state)
     described = {
         **dataclasses.asdict(header),
         "digest": state_digest(state),
-        "tensors": [dataclasses.astuple(spec(name, tensor)) for name, tensor in state.items()],
+        "tensors": [dataclasses.astuple(each) for each in specs],
         "aliases": aliases,
     }
     if header.image_size == IMAGE_SIZE:
@@ -167,14 +175,20 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
         raise damaged(error) from None
     given, total = _given(header, into), sum(each.bytes for each in specs)
     if given is not None:  # before anything is decoded: what fits takes memory as the network does, a few times over
-        shapes = {each.name: each.shape for each in specs}
-        differing_shapes(given, shapes | {name: shapes[other] for name, other in aliases.items()})
+        named = {each.name: each for each in specs}
+        named |= {name: named[other] for name, other in aliases.items()}
+        if differing_head(given, {name: each.shape for name, each in named.items()}):
+            raise InputError(
+                f"the network given has another number of classes than the file's {len(header.classes)}: build it for "
+                f"as many."
+            )
+        _require_types(given, named)
     elif total > max_bytes:
         raise InputError(
             f"the netprune file declares {total:,} bytes of weights, above the limit of {max_bytes:,}: if you trust "
             f"it, load it with a larger max_bytes."
         )
-    target = given if given is not None else _skeleton(header, specs, aliases)
+    target = given if given is not None else _target(header, specs, aliases)
     try:
         decoder = Decoder(tables, coded)
         state = decode_tensors(decoder, specs)
@@ -185,7 +199,7 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
         raise damaged(error) from None
     state |= {name: state[other] for name, other in aliases.items()}
     if given is not None:
-        load_weights(given, state)
+        given.load_state_dict(state)
     else:
         target.load_state_dict(state, assign=True)
     return PackedModel(target, header)
@@ -263,7 +277,8 @@ def _header(described: Mapping[str, Any]) -> PackedHeader:
 def _specs(listed: Sequence[tuple[str, str, Sequence[int]]]) -> list[Spec]:
     specs = [Spec(str(name), dtype, tuple(shape)) for name, dtype, shape in listed]
     for each in specs:
-        if each.dtype not in DTYPES or not all(type(n) is int and n >= 0 for n in each.shape):
+        possible = len(each.shape) <= MAX_AXES and all(type(n) is int and 0 <= n < MAX_LENGTH for n in each.shape)
+        if each.dtype not in DTYPES or not possible:
             raise ValueError(f"{each.name} is a tensor of no known kind")
     if len({each.name for each in specs}) < len(specs):
         raise ValueError("two tensors have one name")
@@ -277,7 +292,17 @@ def _aliases(listed: Mapping[str, str], specs: Sequence[Spec]) -> dict[str, str]
     return dict(listed)
 
 
-def _skeleton(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str, str]) -> nn.Module:
+def _require_types(model: nn.Module, named: Mapping[str, Spec]) -> None:
+    """Refuse a module that would round what it is given, or give it another number format."""
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype != DTYPES[named[name].dtype]:
+            raise InputError(
+                f"the weights do not fit: {name} is {DTYPES[named[name].dtype]} in the file and {tensor.dtype} in the "
+                f"network; build the network with the file's number format, and convert it once it is loaded."
+            )
+
+
+def _target(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str, str]) -> nn.Module:
     """The network that the header describes, without values or memory; refused unless its tensors are `specs`."""
     if header.architecture is None:
         raise InputError(
@@ -285,11 +310,27 @@ def _skeleton(header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str,
             "as netprune.load(path, into=network)."
         )
     try:
-        with torch.device("meta"):
-            model = build_model(header.architecture, image_size=header.image_size)
+        model = _skeleton(header)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise damaged(error) from None
-    state = {name: spec(name, tensor) for name, tensor in model.state_dict().items()}
-    if aliases or list(state.values()) != list(specs) or len(header.classes) != header.architecture.num_classes:
+    if not _is_of(model, header, specs, aliases):
         raise damaged(ValueError("its tensors are not those of its architecture"))
     return model
+
+
+def _skeleton(header: PackedHeader) -> nn.Module:
+    """The network of the header's architecture, without values or memory."""
+    assert header.architecture is not None
+    with torch.device("meta"):
+        return build_model(header.architecture, image_size=header.image_size)
+
+
+def _is_of(skeleton: nn.Module, header: PackedHeader, specs: Sequence[Spec], aliases: Mapping[str, str]) -> bool:
+    """Whether tensors and classes are those of an architecture's skeleton."""
+    assert header.architecture is not None
+    same = not aliases and _specs_of(skeleton.state_dict()) == list(specs)
+    return same and len(header.classes) == header.architecture.num_classes
+
+
+def _specs_of(state: Mapping[str, Tensor]) -> list[Spec]:
+    return [spec(name, tensor) for name, tensor in state.items()]

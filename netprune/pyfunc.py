@@ -8,6 +8,7 @@ code that came with it. Who does not trust where a model came from takes the pac
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -65,4 +66,6 @@ class PackedPredictor:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PackedPredictor:
-    return PackedPredictor(read_packed(path, builder(str((model_config or {}).get(NETWORK, "")))))
+    build = builder(str((model_config or {}).get(NETWORK, "")))
+    # whose code is run is trusted with the memory too
+    return PackedPredictor(read_packed(path, build, max_bytes=sys.maxsize))

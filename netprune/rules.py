@@ -41,7 +41,7 @@ def uniform(shapes: Shapes, density: float) -> Sparsity:
     return dict.fromkeys(shapes, 1 - density)
 
 
-def document(shapes: Shapes, density: float | None = None) -> Sparsity:
+def document(shapes: Shapes, density: float | None = None, first: str | None = None) -> Sparsity:
     """The source document's rule: 0.6 for the first layer and 0.9 for the rest, typed by hand.
 
     At another budget the first layer keeps the rule's proportion, four times the others' density, until it is whole.
@@ -49,11 +49,13 @@ def document(shapes: Shapes, density: float | None = None) -> Sparsity:
     Args:
         shapes: weight name → shape.
         density: the budget; None for the document's own numbers.
+        first: the layer that is the first, among `shapes` or not; None for the first of `shapes`, which for a network
+            with layers that are kept is the first that is not.
 
     >>> document({"a": torch.Size([100]), "b": torch.Size([900])})
     {'a': 0.6, 'b': 0.9}
     """
-    first = next(iter(shapes))
+    first = next(iter(shapes)) if first is None else first
     if density is None:
         return {name: 0.6 if name == first else 0.9 for name in shapes}
     check_density(density)

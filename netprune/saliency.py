@@ -86,7 +86,7 @@ def random(weight: Tensor) -> Tensor:
 
     The same for the same weights, whatever else drew random numbers; another for each layer.
     """
-    values = weight.detach().cpu().contiguous().numpy()
+    values = weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()  # numpy has no bfloat16
     generator = torch.Generator().manual_seed(zlib.crc32(values.tobytes()))
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 

@@ -20,7 +20,7 @@ class LayerSize:
     parameters: int
     nonzero: int
     prunable: bool
-    """Whether pruning may touch it (a convolution's or linear layer's weight)."""
+    """Whether pruning may touch it (the weight of a `Conv2d` or `Linear` layer)."""
 
     @property
     def sparsity(self) -> float:
@@ -64,10 +64,11 @@ class ModelSize:
 @torch.no_grad()
 def measure_size(model: nn.Module) -> ModelSize:
     """Count every parameter tensor of `model`."""
-    prunable = prunable_weights(model)
+    # a weight that is tied to another module's has that one's name here
+    prunable = {id(weight) for weight in prunable_weights(model).values()}
     return ModelSize(
         tuple(
-            LayerSize(name=n, parameters=p.numel(), nonzero=int(p.count_nonzero()), prunable=n in prunable)
+            LayerSize(name=n, parameters=p.numel(), nonzero=int(p.count_nonzero()), prunable=id(p) in prunable)
             for n, p in model.named_parameters()
         )
     )

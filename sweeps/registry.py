@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,28 @@ TRIAL = "trial_run_id"
 """Version tag: the run that made the network of a version."""
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard", "constriction", "psutil")
 """What netprune's library imports, and a logged model needs where it is loaded."""
+REFUSED = "/:?'"
+"""Characters that no registered model's name may have: MLflow refuses the first two, `?` ends the path of a URI, and a
+quote the text in a filter."""
+
+
+def require_name(name: str) -> None:
+    """Refuse a name that no model can be registered under and found by.
+
+    Raises:
+        InputError: for an empty name, or one with a character of `REFUSED` or one that cannot be printed.
+    """
+    if not name.strip(" .") or not name.isprintable() or not set(REFUSED).isdisjoint(name):
+        raise InputError(f"model_name is {name!r}; take a name without {' '.join(REFUSED)}, such as net10-photos.")
+
+
+def default_name(network: str, dataset: str) -> str:
+    """`<network>-<data set>`, with - in the place of what `require_name` refuses.
+
+    >>> default_name("net10", "bob's photos")
+    'net10-bob-s photos'
+    """
+    return "".join("-" if c in REFUSED or not c.isprintable() else c for c in f"{network}-{dataset}")
 
 
 def log_model(data: bytes, header: PackedHeader, *, own: str = "", metadata: Mapping[str, Any] | None = None) -> str:
@@ -103,9 +126,9 @@ def register_model(
         name, model_uri, run_id=run_id, tags=dict(tags), description=description, model_id=model_id
     )
     try:
-        give_aliases(name, int(version.version), aliases)
         known = json.dumps([{"name": name, "version": str(version.version)}])
         client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: known})
+        give_aliases(name, int(version.version), aliases)  # last: who asks for an alias gets what is whole
     except BaseException:
         client.delete_model_version(name, version.version)
         raise
@@ -113,10 +136,21 @@ def register_model(
 
 
 def give_aliases(name: str, version: int, aliases: Sequence[str]) -> None:
-    """Let aliases of a registered model name this version; one that does already is left alone."""
+    """Let aliases of a registered model name this version, all or none: if one cannot, the others are given back."""
     client = mlflow.MlflowClient()
-    for alias in aliases:
-        client.set_registered_model_alias(name, alias, str(version))
+    held = client.get_registered_model(name).aliases
+    given = []
+    try:
+        for alias in aliases:
+            given.append(alias)
+            client.set_registered_model_alias(name, alias, str(version))
+    except BaseException:
+        for alias in given:
+            if alias in held:
+                client.set_registered_model_alias(name, alias, str(held[alias]))
+            else:
+                client.delete_registered_model_alias(name, alias)
+        raise
 
 
 def find_version(name: str, tags: Mapping[str, str]) -> tuple[int, str] | None:
@@ -161,7 +195,9 @@ def fetch_model(uri: str, model: str = "") -> tuple[PackedModel, str | None]:
             described = Model.load(str(folder))
             flavor = described.flavors["python_function"]
             recorded = str((flavor.get("config") or {}).get(NETWORK, ""))
-            return read_packed(folder / flavor["data"], builder(model, recorded)), described.run_id
+            # from our own store, however large
+            packed = read_packed(folder / flavor["data"], builder(model, recorded), max_bytes=sys.maxsize)
+            return packed, described.run_id
     except (MlflowException, OSError, KeyError):
         raise InputError(
             f"there is no netprune model at {uri} in {mlflow.get_tracking_uri()}: name a run id, "

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import mlflow
 import pytest
+from torch import nn
 
 from netprune.bounds import find_bounds
 from netprune.errors import InputError
+from netprune.packing import PackedModel, pack
+from netprune.size import measure_size
 from sweeps import artifacts
-from sweeps.stages.analysis import run_analysis
+from sweeps.stages.analysis import run_analysis, size_table
 from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.standing import Shown, layer_rows
 
 
 @pytest.fixture
@@ -55,6 +59,23 @@ def test_analysis_heeds_kept_layers_and_limits(source, rule):
     by_name = {layer.name: layer.sparsity for layer in analysis.after.layers}
     assert by_name["conv1.0.weight"] == 0
     assert by_name["res2.0.0.weight"] <= 0.5
+
+
+def test_size_table_calls_weights_that_are_never_pruned_other_tensors():
+    model = nn.Sequential(nn.Conv1d(2, 5, 3, bias=False), nn.Linear(4, 2))
+    rows = [line.split() for line in size_table(measure_size(model)).splitlines()]
+    assert ["1.weight", "8", "8", "0.00", "%"] in rows
+    assert ["other", "tensors", "32", "32"] in rows
+
+
+def test_layer_rows_of_weights_that_are_never_pruned_are_other_tensors(tiny_header):
+    model = nn.Sequential(nn.Conv1d(2, 5, 3, bias=False), nn.Linear(4, 2))
+    header = replace(tiny_header, architecture=None)
+    file = pack(model, header)
+    rows = layer_rows(Shown("", None, PackedModel(model, header), file))
+    assert [row.name.partition(",")[0] for row in rows] == ["1.weight", "other tensors", "header and checksums"]
+    assert rows[1].parameters == 32
+    assert sum(row.bytes for row in rows) == pytest.approx(len(file))
 
 
 @pytest.mark.usefixtures("store", "undrawn")

@@ -149,6 +149,13 @@ def test_allocator_by_damage_needs_curves_of_the_layers_that_are_not_kept_alone(
         ALLOCATORS[rule](Basis(model=model, sensitivity=part, bounds=find_bounds(model)), 0.5)
 
 
+def test_document_whose_first_layer_is_at_its_limit_takes_no_other_for_the_first(model):
+    found = ALLOCATORS["document"](Basis(model=model, bounds=find_bounds(model, limit="0=0.3")), 0.1)
+    assert found["0.weight"] == pytest.approx(0.3)
+    others = (0.1 * 840 - 0.7 * 60) / 780
+    assert list(found.values())[1:] == pytest.approx([1 - others] * 4)
+
+
 def test_documents_own_numbers_heed_bounds(model):
     found = allocation_from("document", Basis(model=model, bounds=find_bounds(model, "0", "2=0.5,4=0.95")))
     assert found == {"1.weight": 0.6, "2.weight": 0.5, "3.weight": 0.9, "4.weight": 0.9}

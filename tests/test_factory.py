@@ -29,6 +29,11 @@ def complex_numbers(classes):
     net.register_buffer("turn", torch.zeros(2, dtype=torch.complex64))
     return net
 
+def expanded(classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, classes))
+    net.register_buffer("grid", torch.zeros(1, 4).expand(3, 4))
+    return net
+
 class Auxiliary(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -123,6 +128,7 @@ def test_find_factory_of_a_module_that_fails_is_one_sentence(own_module, source,
         ("normed", "is computed from other tensors"),
         ("complex_numbers", r"turn cannot be packed"),
         ("auxiliary", r"gives a tuple for 2 images .* in train mode too"),
+        ("expanded", r"cannot load its own state_dict.*\"grid\".*single memory location.*\.clone\(\)"),
         ("alone", r"cannot be copied by copy\.deepcopy.*there is only one"),
     ],
 )
@@ -138,6 +144,26 @@ def test_builder_gives_a_packed_file_its_network_back_bit_for_bit(own_module, ow
     found = unpack(pack(network, own_header), builder("mynet:network"))
     assert weights_digest(found.model) == weights_digest(network)
     assert found.header == own_header
+
+
+ELSEWHERE = """
+from torch import nn
+
+class Elsewhere(nn.Sequential):
+    def cpu(self):
+        self.moved = True
+        return super().cpu()
+
+def network(classes): return Elsewhere(nn.Flatten(), nn.Linear(3 * 256, classes))
+"""
+"""As if it were on a GPU: it says when it is brought from there."""
+
+
+def test_builder_of_a_network_on_another_device_gives_it_on_the_cpu(own_module, own_header):
+    own_module(ELSEWHERE)
+    network = find_factory("mynet:network").build(3, 16)
+    assert not hasattr(network, "moved")
+    assert unpack(pack(network, own_header), builder("mynet:network")).model.moved
 
 
 def test_builder_without_a_name_imports_nothing_and_says_what_to_name(own_module, own_header):

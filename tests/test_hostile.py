@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import zstandard
 from torch import nn
 
-from netprune.container import CODED, METADATA, TABLES, seal, unseal
+from netprune.container import CODED, LENGTH_BYTES, MAGIC, METADATA, TABLES, VERSION, seal, unseal
 from netprune.errors import InputError
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights, weights_digest
@@ -134,6 +135,15 @@ def test_unpack_of_huge_declared_shapes_is_refused_with_the_limit(packed):
         unpack(tampered(packed, tensors=header["tensors"]))
 
 
+@pytest.mark.parametrize("shape", [[10**4000] * 2, [2**39] * 400, [2**70, 0], [1] * 65])
+@pytest.mark.parametrize("known", [True, False])
+def test_unpack_of_shapes_that_no_tensor_has_is_refused_at_once(packed, private, shape, known):
+    header, tables, coded = unseal(packed if known else private[1])
+    header["tensors"][0][2] = shape
+    with pytest.raises(InputError, match=r"damaged: .* is a tensor of no known kind"):
+        unpack(seal(header, tables, coded), None if known else Private())
+
+
 def test_unpack_obeys_a_limit_of_the_callers_own(packed, tiny_net):
     size = sum(tensor.numel() * tensor.element_size() for tensor in tiny_net.state_dict().values())
     assert weights_digest(unpack(packed, max_bytes=size).model) == weights_digest(tiny_net)
@@ -153,6 +163,26 @@ def test_unpack_of_a_frame_that_grows_is_refused_without_its_memory(bomb):
     assert len(bomb) < 2**17
     with little_memory(), pytest.raises(InputError, match="more than it can hold"):
         unpack(bomb)
+
+
+def many_lists():
+    """A container's header of 15 MiB, with lists that take twenty times as much."""
+    return json.dumps({"__metadata__": {METADATA: '{"x":[' + "[]," * (5 << 20) + "[]]}"}})
+
+
+def many_tensors():
+    """A container's header of sixty thousand empty tensors."""
+    return json.dumps({str(i): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(60_000)})
+
+
+@pytest.mark.parametrize("make_header", [many_lists, many_tensors])
+def test_unpack_of_a_header_that_grows_is_refused_without_its_memory(make_header):
+    header = make_header().encode()
+    container = len(header).to_bytes(8, "little") + header
+    frames = [zstandard.ZstdCompressor(write_checksum=True).compress(part) for part in (container, b"")]
+    growing = MAGIC + bytes([VERSION]) + len(frames[0]).to_bytes(LENGTH_BYTES, "little") + b"".join(frames)
+    with little_memory(), pytest.raises(InputError, match="its header is longer than it can be"):
+        unpack(growing)
 
 
 def test_unpack_of_weights_that_are_not_those_of_the_digest_is_refused(packed):
@@ -205,7 +235,7 @@ def test_unpack_into_a_module_that_does_not_fit_is_refused_and_leaves_it(private
     assert weights_digest(other) == before
 
 
-@pytest.mark.parametrize("shape", [[2**12, 2**13], [2**70, 0], [2**62, 2**62, 0]])
+@pytest.mark.parametrize("shape", [[2**12, 2**13], [2**39, 0], [2**39, 2**39, 0]])
 def test_unpack_into_a_module_of_huge_shapes_is_refused_before_anything_is_decoded(private, shape):
     header, _, _ = unseal(private[1])
     header["tensors"][0][1:] = ["BOOL", shape]
@@ -254,7 +284,6 @@ def test_pack_of_a_state_that_is_no_plain_tensor_is_refused_naming_it(tiny_heade
 
 def test_seal_and_unseal_are_inverse_and_the_container_is_safetensors():
     import safetensors.numpy
-    import zstandard
 
     data = seal({"a": [1, "ü"]}, b"tables", b"coded")
     assert unseal(data) == ({"a": [1, "ü"]}, b"tables", b"coded")

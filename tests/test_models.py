@@ -206,6 +206,46 @@ def test_load_weights_missing_and_unknown_names_are_named(adapt_head):
     assert weights_digest(model) == before
 
 
+def test_load_weights_into_a_network_without_prunable_weights_loads_or_names_the_shapes():
+    source, model = nn.Conv1d(3, 4, 1), nn.Conv1d(3, 4, 1)
+    assert load_weights(model, source.state_dict()) == []
+    assert weights_digest(model) == weights_digest(source)
+    with pytest.raises(InputError, match=r"weight is \(4, 3, 1\) in the file and \(5, 3, 1\) in the network"):
+        load_weights(nn.Conv1d(3, 5, 1), source.state_dict(), adapt_head=True)
+
+
+def test_load_weights_with_a_value_that_is_no_number_is_refused_naming_the_tensor_and_changes_nothing():
+    model, state = net10(), net10(seed=1).state_dict()
+    before = weights_digest(model)
+    state["res2.1.1.bias"][3] = float("nan")
+    with pytest.raises(InputError, match=r"res2\.1\.1\.bias has a value in the file that is no number"):
+        load_weights(model, state)
+    assert weights_digest(model) == before
+
+
+def test_load_weights_takes_the_infinities_of_a_mask():
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.zeros(2, 2))
+    assert load_weights(model, {**model.state_dict(), "mask": torch.full((2, 2), float("-inf"))}) == []
+    assert model.mask.isinf().all()
+
+
+class Extra(nn.Linear):
+    """A module with state that is no tensor."""
+
+    def get_extra_state(self):
+        """A number of its own."""
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        """It has no use for it."""
+
+
+def test_load_weights_into_a_network_with_state_that_is_no_tensor_is_refused():
+    with pytest.raises(InputError, match="_extra_state of the network is no tensor"):
+        load_weights(Extra(2, 2), {**nn.Linear(2, 2).state_dict(), "_extra_state": torch.zeros(1)})
+
+
 @pytest.mark.parametrize("old_format", [False, True])
 def test_read_state_dict_reads_what_torch_saved(tmp_path, old_format):
     state = net10().state_dict()
@@ -277,8 +317,10 @@ def test_read_state_dict_pickle_with_code_is_refused_and_not_run(tmp_path, save)
         {"epoch": 3},
         {"state_dict": {"a": torch.zeros(2)}},
         {"a": torch.ones(1), "b": 1},
+        {"a": torch.eye(2).to_sparse()},
+        {"a": torch.zeros(2, device="meta")},
     ],
-    ids=["tensor", "list", "empty", "number", "nested", "mixed"],
+    ids=["tensor", "list", "empty", "number", "nested", "mixed", "sparse", "meta"],
 )
 def test_read_state_dict_of_something_else_is_refused(tmp_path, value):
     torch.save(value, tmp_path / "net.pt")

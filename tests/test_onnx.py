@@ -84,6 +84,21 @@ def test_onnx_that_computes_something_else_is_refused(packed, monkeypatch):
         to_onnx(packed)
 
 
+def of_one_batch(data):
+    """A model that takes two images and no other number."""
+    model = onnx.load_from_string(data)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("tampered", [lambda _: b"no model", of_one_batch])
+def test_onnx_that_onnxruntime_cannot_run_is_refused_in_one_sentence(packed, model_file, monkeypatch, tampered):
+    monkeypatch.setattr(netprune.onnx, "_export", lambda *_: tampered(model_file))
+    with pytest.raises(InputError, match=r"onnxruntime cannot run the ONNX model, so it is not written: \w+") as caught:
+        to_onnx(packed)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
 def test_onnx_without_its_packages_names_the_mend(packed, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)

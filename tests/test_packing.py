@@ -1,5 +1,6 @@
 """The packed file: every bit back, damage noticed."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,8 @@ def test_pack_and_unpack_keep_negative_zeros_infinities_and_nan_payloads(tiny_ne
     found = unpack(pack(tiny_net, tiny_header)).model
     assert found.conv1[0].weight.detach().view(-1).view(torch.int32)[3] == NAN_PAYLOAD
     assert bits(found) == bits(tiny_net)
+    given = build_model(tiny_header.architecture, seed=5)
+    assert bits(unpack(pack(tiny_net, tiny_header), given).model) == bits(tiny_net)
 
 
 def test_pack_and_unpack_keep_buffers_after_training_steps(tiny_net, tiny_header):
@@ -65,6 +68,38 @@ def test_pack_of_an_all_zero_network_comes_back(tiny_net, tiny_header):
     for tensor in tiny_net.state_dict().values():
         tensor.zero_()
     assert bits(unpack(pack(tiny_net, tiny_header)).model) == bits(tiny_net)
+
+
+def test_unpack_into_a_network_of_another_number_format_is_refused_and_leaves_it(tiny_net, packed):
+    given = copy.deepcopy(tiny_net).half()
+    before = bits(given)
+    with pytest.raises(InputError, match=r"conv1\.0\.weight is torch\.float32 in the file and torch\.float16 in the"):
+        unpack(packed, given)
+    assert bits(given) == before
+
+
+def test_unpack_into_a_network_for_other_classes_is_refused_with_a_mend_that_a_reader_has(packed):
+    given = build_model(Architecture(name="net10", num_classes=4, width=2))
+    with pytest.raises(InputError, match="another number of classes than the file's 3: build it for as many"):
+        unpack(packed, given)
+
+
+def test_pack_of_another_network_than_the_headers_is_refused_with_the_mend(tiny_net, tiny_header):
+    wider = Architecture(name="net10", num_classes=3, width=3)
+    two = replace(tiny_header, classes=("a", "b"))
+    for model, header in (
+        (copy.deepcopy(tiny_net).half(), tiny_header),
+        (tiny_net, replace(tiny_header, architecture=wider)),
+        (tiny_net, two),
+    ):
+        with pytest.raises(InputError, match=r"not the net10 that its header names .* or None"):
+            pack(model, header)
+
+
+def test_pack_of_a_half_precision_network_without_an_architecture_comes_back(tiny_net, tiny_header):
+    half = copy.deepcopy(tiny_net).half()
+    data = pack(half, replace(tiny_header, architecture=None))
+    assert bits(unpack(data, copy.deepcopy(tiny_net).half()).model) == bits(half)
 
 
 def test_pack_leaves_the_network_as_it_is(tiny_net, tiny_header):
@@ -128,10 +163,11 @@ def test_pack_of_a_sparse_network_is_much_smaller():
     assert sparse < 0.1 * dense
 
 
-def test_unpack_tensors_that_do_not_fit_the_header_are_refused(tiny_net, tiny_header):
-    other = replace(tiny_header, architecture=Architecture(name="net10", num_classes=3, width=3))
+def test_unpack_tensors_that_do_not_fit_the_header_are_refused(packed):
+    header, tables, coded = unseal(packed)
+    other = {"name": "net10", "num_classes": 3, "width": 3}
     with pytest.raises(InputError, match="damaged"):
-        unpack(pack(tiny_net, other))
+        unpack(seal({**header, "architecture": other}, tables, coded))
 
 
 def test_unpacked_network_can_be_trained(packed, tiny_dataset):

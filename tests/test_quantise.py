@@ -224,6 +224,29 @@ def test_fold_biases_leaves_layers_alone_that_are_held_twice_or_have_no_normalis
         assert weights_digest(model) == before
 
 
+class Residual(nn.Sequential):
+    """A chain that is run as none."""
+
+    def forward(self, images):
+        """Adds the convolution's own output."""
+        return self[1](self[0](images)) + self[0](images)
+
+
+class Clipped(nn.Conv2d):
+    """A convolution that does more than that."""
+
+    def forward(self, images):
+        """Zero where the convolution is negative."""
+        return super().forward(images).relu()
+
+
+def test_fold_biases_leaves_layers_alone_that_a_subclass_runs_in_its_own_way():
+    for model in (Residual(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), nn.Sequential(Clipped(3, 3, 1), nn.BatchNorm2d(3))):
+        before = weights_digest(model)
+        fold_biases(model)
+        assert weights_digest(model) == before
+
+
 @pytest.mark.parametrize("text", KINDS[1:])
 def test_quantise_folds_biases_and_keeps_eight_bits_of_the_rest(pruned, text):
     spread_statistics(pruned)

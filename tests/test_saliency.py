@@ -148,6 +148,13 @@ def test_random_is_the_same_for_the_same_weights_whatever_drew_before():
     assert torch.equal(random(weight.to(memory_format=torch.channels_last)), first)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_random_of_another_number_format_is_the_same_for_the_same_weights(dtype):
+    weight = noise((8, 4, 3, 3)).to(dtype)
+    assert torch.equal(random(weight), random(weight.clone()))
+    assert random(weight).shape == weight.shape
+
+
 def test_random_leaves_torchs_generator_alone():
     state = torch.get_rng_state()
     random(noise((8, 8)))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights
@@ -48,3 +49,12 @@ def test_measure_size_at_width_128_is_the_documents():
     )
     assert size.dense_bytes == 4 * 26_793_994
     assert size.sparsity == 1
+
+
+def test_measure_size_of_a_weight_tied_to_a_module_that_is_not_prunable_counts_it_as_prunable():
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 4, bias=False))
+    model[1].weight = model[0].weight
+    apply_masks(model, make_masks(model, {"1.weight": 0.75}))
+    size = measure_size(model)
+    assert [(layer.name, layer.prunable) for layer in size.layers] == [("0.weight", True)]
+    assert size.sparsity == 0.75

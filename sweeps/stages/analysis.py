@@ -105,9 +105,7 @@ def size_table(size: ModelSize) -> str:
         if layer.prunable
     ]
     rest = [layer for layer in size.layers if not layer.prunable]
-    rows.append(
-        ["biases, normalisation", count(sum(t.parameters for t in rest)), count(sum(t.nonzero for t in rest)), ""]
-    )
+    rows.append(["other tensors", count(sum(t.parameters for t in rest)), count(sum(t.nonzero for t in rest)), ""])
     rows.append(["all", count(size.parameters), count(size.nonzero), percent(1 - size.nonzero / size.parameters)])
     return (
         table(["tensor", "parameters", "nonzero", "sparsity"], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,10 @@ def run_export(model_uri: str, out: str, model: str = "") -> Exported:
     if path.exists():
         raise InputError(f"{path} is there already: name another file with out, or remove it.")
     origin = model_uri or registry.newest_version()
-    known = Path(origin).is_file()
-    packed = read_packed(origin, builder(model)) if known else registry.fetch_model(origin, model)[0]
+    if Path(origin).is_file():
+        packed = read_packed(origin, builder(model), max_bytes=sys.maxsize)  # the user's own, however large
+    else:
+        packed, _ = registry.fetch_model(origin, model)
     data = FORMATS[path.suffix](packed)
     write_whole(path, data)
     return Exported(origin, path, len(data))

@@ -81,13 +81,16 @@ def run_register(study_name: str, model_name: str, request: DataRequest, model: 
         model: `module:function` that builds the networks, if they are of the user's own class.
 
     Raises:
-        InputError: if there is no study, it has no confirmed network, or its networks cannot be built: nothing is
-            registered then.
+        InputError: for a name that cannot be one, and if there is no study, it has no confirmed network, or its
+            networks cannot be built: nothing is registered then.
     """
+    if model_name:
+        registry.require_name(model_name)
     study = find_study(study_name, model)
     winners = study.winners()
     data = study.data(request)
-    name = model_name or f"{study.run.params['search.model'].rpartition(':')[2]}-{Path(data.dataset).name}"
+    network = study.run.params["search.model"].rpartition(":")[2]
+    name = model_name or registry.default_name(network, Path(data.dataset).name)
     desk = _Desk(study, name, request)
     versions = tuple(desk.version(won, desk.aliases(won, first=won is winners[0])) for won in winners)
     tracking.set_tags({tracking.NOTE: study_note(study)}, study.run.run_id)

@@ -95,7 +95,7 @@ def layer_rows(shown: Shown) -> tuple[LayerRow, ...]:
     others = [each for each in size.layers if not each.prunable]
     named = {row.name for row in rows}
     small = LayerRow(
-        name="biases, normalisation and its statistics",
+        name="other tensors, such as biases and normalisation",
         parameters=sum(each.parameters for each in others),
         kept=sum(each.nonzero for each in others),
         bytes=sum(taken for name, taken in contents.tensors.items() if name not in named),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,4 +112,5 @@ def fetch_network(run_id: str, source: Source, config: PruneConfig) -> nn.Module
         InputError: if the store has lost it.
     """
     data = artifacts.read_artifact(run_id, artifact_of(config))
-    return unpack(data, lambda _: copy.deepcopy(source.model)).model.to(next(source.model.parameters()).device)
+    found = unpack(data, lambda _: copy.deepcopy(source.model), max_bytes=sys.maxsize)  # our own, however large
+    return found.model.to(next(source.model.parameters()).device)

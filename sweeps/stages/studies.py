@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -145,7 +146,7 @@ class FoundStudy:
         Raises:
             InputError: for a network of the user's own class, if the user does not name what builds it.
         """
-        return unpack(file, builder(self.model, self.own))
+        return unpack(file, builder(self.model, self.own), max_bytes=sys.maxsize)  # our own, however large
 
     def registered(self) -> dict[str, tracking.FoundRun]:
         """Run id of a network → the newest run that registered it: what that read of test is there."""
