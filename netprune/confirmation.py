@@ -15,8 +15,9 @@ ALIKE = 0.005
 """Of accuracies: see `surprise`."""
 WITHIN = 0.005
 """By how much a network's accuracy may lack what a bound needs, for the same finetuning once more to bring it."""
-AGAIN = 0.003
-"""Accuracy that the same finetuning once more, from the average of the first, is expected to bring."""
+AGAIN, AGAIN_SPREAD = 0.002, 0.003
+"""Accuracy that the same finetuning once more, from the average of the first, brings on average, and how far it may be
+from that (README, results log)."""
 LEAST_CHANCE = 0.1
 """Of passing: candidates with less are not worth their finetunings."""
 UNSURE = NOISE * math.sqrt(1.5)
@@ -157,7 +158,7 @@ def next_repeat(measured: Mapping[int, Bound], floor: float, *, images: int) -> 
         return max(near, key=lambda n: (near[n].mean, -near[n].size_bytes), default=None)
 
     def worth(number: int) -> float:
-        chance = NormalDist().cdf((near[number].mean + AGAIN - least) / UNSURE)
+        chance = NormalDist().cdf((near[number].mean + AGAIN - least) / AGAIN_SPREAD)
         return chance * math.log(smallest / near[number].size_bytes)
 
     return max(near, key=worth, default=None)
