@@ -3,7 +3,7 @@
 A network of the user's own class is built by the function that the model's description names, beside `loader_module`,
 out of the user's code that travels with the model. That is MLflow's own rule: who loads a model through it runs the
 code that came with it. Who does not trust where a model came from takes the packed file out of it, which runs nothing:
-`netprune.load(path, into=network)`.
+`netprune.load(path, into=network(classes))`.
 """
 
 from __future__ import annotations

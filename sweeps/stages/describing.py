@@ -84,7 +84,7 @@ def _load(study: FoundStudy, run: tracking.FoundRun, registered: tracking.FoundR
     uri = version_uri(registered) if registered else None
     if uri:
         return f'Load it: `mlflow.pyfunc.load_model("{uri}")`.'
-    into = ", into=network" if study.own else ""
+    into = ", into=network(classes)" if study.own else ""
     return f'Load its file: `netprune.load(mlflow.artifacts.download_artifacts("{file_uri(run)}"){into})`.'
 
 
