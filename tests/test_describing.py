@@ -9,7 +9,7 @@ from studies import DATA, REQUEST
 import netprune
 from netprune.models import weights_digest
 from sweeps import tracking
-from sweeps.stages.contest import FRESH
+from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register
 from sweeps.table import count, percent
 
@@ -24,8 +24,8 @@ def test_study_note_of_a_confirmed_study_has_floor_data_seeds_accuracy_size_and_
     text, won = note(outcome.run_id), floor.confirmed
     assert f"at least {percent(floor.floor)}" in text
     assert f"at least {percent(won.lower)} on validation with 95 % confidence" in text
-    assert f"(seed {FRESH})" in text
-    assert f"(seed {FRESH + 1})" in text
+    for run_id in won.run_ids:
+        assert f"(seed {tracking.find_run(run_id).tags[SEED]})" in text
     assert "Data: tiny (72 training, 24 validation images). Seed 0" in text
     assert f"| {count(won.size_bytes)} |" in text
     assert "not read" in text
@@ -75,7 +75,7 @@ def test_version_description_has_floor_data_seeds_accuracy_size_and_a_load_that_
     text = client.get_model_version(registered.name, "1").description
     won = outcome.floors[0].confirmed
     assert f"for a floor of {percent(outcome.floors[0].floor)}" in text
-    assert f"(seed {FRESH})" in text
+    assert f"(seed {tracking.find_run(won.run_ids[0]).tags[SEED]})" in text
     assert "Data: tiny (72 training, 24 validation, 24 test images)." in text
     assert f"| pruned | {percent(measured.val_accuracy)} | {percent(measured.test_accuracy)} | " in text
     assert count(won.size_bytes) in text
