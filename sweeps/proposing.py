@@ -16,10 +16,10 @@ from netprune.confirmation import aim, image_margin, surprise
 from netprune.masks import Sparsity
 from netprune.recovery import Recovery
 from netprune.search_space import REACH, Point, Space
-from netprune.seeding import SHORT, Seen, boundary, propose
+from netprune.seeding import CLOSE, SHORT, Seen, boundary, propose
 from netprune.starts import nearest
 from sweeps.points import DENSITY, OFFSET, offsets_of, point_of
-from sweeps.scores import Attempt, Tried, lineage
+from sweeps.scores import ROUNDING, Attempt, Tried, lineage
 
 REGION = 0.2
 """How far around the best trial's offsets a sampler looks, either way."""
@@ -120,11 +120,13 @@ class Proposer:
         tried, running = turn.tried, list(turn.running)
         floor = self.floors[min(len(self.floors) - 1, int(turn.spent * len(self.floors)))]
         goal, will = self.aims.of(floor, tried, turn.attempts), self.aims.will(tried)
-        where = boundary(self._seen(tried), goal, will=will, least=self.space.least, most=self.space.most)
+        most = self._most(floor, tried, turn.attempts)
+        where = boundary(self._seen(tried), goal, will=will, least=self.space.least, most=most)
         known = [*(one.point for one in tried), *running]
 
         def others(density: float) -> Sequence[Sparsity]:
-            return [one for one in self.others(density) if self._can_go_on(one, tried, turn.attempts)]
+            found = self.others(min(density, most))
+            return [one for one in found if self._can_go_on(one, tried, turn.attempts)]
 
         def first() -> Point | None:
             return propose(where, self.space, running, known, others)
@@ -137,9 +139,15 @@ class Proposer:
             known.append(theirs)
         point = first()
         if point is None and all(one.score.stopped for one in tried):  # more workers than steps down the path
-            return self._near(where.wanted or self.space.most, turn.number)
+            return self._near(where.wanted or most, turn.number)
         sampler = self.sampler(self.seed + turn.number)
-        return point or ask(sampler, self.space, goal, will, tried, running)
+        return point or ask(sampler, self.space, goal, will, tried, running, most)
+
+    def _most(self, floor: float, tried: Sequence[Tried], attempts: Sequence[Attempt]) -> float:
+        """The largest density that is worth a trial: clearly below that of a candidate which is accepted already."""
+        accepted = {one.trial for one in attempts if one.lower >= floor - ROUNDING}
+        smallest = min((one.point.density for one in tried if one.number in accepted), default=math.inf)
+        return max(self.space.least, min(self.space.most, smallest / CLOSE))
 
     def _can_go_on(self, sparsity: Sparsity, tried: Sequence[Tried], attempts: Sequence[Attempt]) -> bool:
         """Whether a trial could begin with a network trained about as long as the longest: those that begin with the
@@ -195,6 +203,7 @@ def ask(
     will: float,
     tried: Sequence[Tried],
     running: Sequence[Point],
+    most: float = math.inf,
 ) -> Point:
     """The density at which a trial should just come to an accuracy, with the offsets that the sampler proposes.
 
@@ -212,9 +221,10 @@ def ask(
         will: finetune epochs that the next trial's network will have had in all.
         tried: trials with a result; at least one ran to its end.
         running: points that workers are trying now, so that no two ask for the same; or that have diverged.
+        most: the largest density to propose, beside the space's own.
     """
     outlook = _Outlook(tried, goal, will)
-    density = min(space.most, max(space.least, outlook.plane.density_at(goal, outlook.epochs)))
+    density = min(space.most, most, max(space.least, outlook.plane.density_at(goal, outlook.epochs)))
 
     def value(one: Tried) -> float:
         return math.log(max(1, one.score.size_bytes)) + (goal - outlook.accuracy(one)) / outlook.plane.slope

@@ -68,6 +68,8 @@ class Attempt:
     seeds: tuple[int, ...]
     accuracy: float
     """Validation: what its bound is of."""
+    lower: float
+    """That bound, or 0 where it was given up after one seed."""
     run_id: str
     """Of the network that would ship: trials, and other candidates, go on from it."""
     trained: float

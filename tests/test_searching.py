@@ -195,7 +195,9 @@ def confirmed_of(monkeypatch, measure, candidates, floors, *, attempts=(), most=
 
 def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
     floors = (0.8338, 0.8188)
-    given_up = Attempt(trial=0, floor=floors[0], epochs=0.5, seeds=SEEDS, accuracy=0.828, run_id="r", trained=0.0)
+    given_up = Attempt(
+        trial=0, floor=floors[0], epochs=0.5, seeds=SEEDS, accuracy=0.828, lower=0.0, run_id="r", trained=0.0
+    )
     won, _ = confirmed_of(
         monkeypatch,
         lambda number, _: came_to(number, (0.85, 0.85), 0.84) if number else came_to(number, (0.828,), 0.8193),

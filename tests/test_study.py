@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
+from netprune.seeding import CLOSE
 from sweeps.limits import Limits
 from sweeps.points import DENSITY, OFFSET, parameters, whole
 from sweeps.proposing import REGION, SAMPLERS, UNTRAINED, Aims, Proposer, Turn, ask, expected
@@ -581,8 +582,8 @@ def test_study_run_to_a_share_of_its_limits_stops_there_and_goes_on_from_it(shar
 
 def test_study_keeps_attempts_for_all_that_open_it():
     attempts = [
-        Attempt(trial=4, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.79, run_id="r", trained=2.5),
-        Attempt(trial=2, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.81, run_id="r", trained=2.5),
+        Attempt(trial=4, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.79, lower=0.78, run_id="r", trained=2.5),
+        Attempt(trial=2, floor=0.8, epochs=1.5, seeds=(1000, 1001), accuracy=0.81, lower=0.8, run_id="r", trained=2.5),
     ]
     study, terms = make_study(), {"trials": 3, "seeds": [1000, 1001], "epochs": 1.5}
     for attempt in attempts:
@@ -595,7 +596,7 @@ def test_study_keeps_attempts_for_all_that_open_it():
 
 def test_proposer_is_told_of_the_attempts_so_far():
     study, seen = make_study(), []
-    attempt = Attempt(trial=0, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8, run_id="r", trained=2.0)
+    attempt = Attempt(trial=0, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8, lower=0.79, run_id="r", trained=2.0)
 
     def propose(turn):
         seen.append(list(turn.attempts))
@@ -649,6 +650,26 @@ def test_proposer_tries_another_rule_if_a_long_trained_network_can_go_on_to_it()
     assert propose(turn) == study.space.locate(other)
 
 
+@pytest.mark.parametrize("lower", [0.8, 0.799], ids=["accepted", "not accepted"])
+@pytest.mark.parametrize("accuracy", [0.72, 0.797], ids=["on the path", "beside it"])
+def test_proposer_tries_nothing_as_large_as_an_accepted_candidate(lower, accuracy):
+    study = make_study()
+    found = Attempt(trial=0, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8, lower=lower, run_id="r", trained=2.0)
+    seen = [tried(0, 0.2, accuracy, epochs=1.0), tried(1, 0.15, accuracy - 0.02, epochs=1.0)]
+    turn = Turn(number=2, tried=seen, running=[], pending=0, spent=0.1, attempts=[found])
+    point = proposer(study, epochs=1.0)(turn)
+    assert (point.density <= 0.2 / CLOSE) == (lower == 0.8)
+
+
+def test_proposer_for_a_lower_floor_heeds_what_a_higher_one_has_accepted():
+    study = make_study(0.86, 0.8)
+    found = Attempt(trial=0, floor=0.86, epochs=1.0, seeds=(1, 2), accuracy=0.85, lower=0.84, run_id="r", trained=2.0)
+    seen = [tried(0, 0.2, 0.72, epochs=1.0)]
+    turns = (Turn(number=1, tried=seen, running=[], pending=0, spent=spent, attempts=[found]) for spent in (0.1, 0.6))
+    high, low = map(proposer(study, epochs=1.0), turns)
+    assert low.density <= 0.2 / CLOSE < 0.2 < high.density
+
+
 def test_aims_are_above_the_floor_by_what_confirmations_do_not_bring():
     chain = [tried(0, 0.3, 0.80)] + [tried(i, 0.3, 0.80 + 0.01 * math.log(i + 1), start=i - 1) for i in range(1, 8)]
     sure = Aims(images=5000, epochs=1.0, confirm_epochs=None)
@@ -668,7 +689,14 @@ def test_aims_rise_and_fall_by_what_confirmations_were_off():
     def attempt(number, off, epochs=0.5):
         accuracy = due[number] + off
         return Attempt(
-            trial=number, floor=0.8, epochs=epochs, seeds=(1, 2), accuracy=accuracy, run_id="r", trained=1.0 + epochs
+            trial=number,
+            floor=0.8,
+            epochs=epochs,
+            seeds=(1, 2),
+            accuracy=accuracy,
+            lower=accuracy - 0.009,
+            run_id="r",
+            trained=1.0 + epochs,
         )
 
     usual = aims.of(0.81, trials)

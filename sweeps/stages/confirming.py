@@ -133,6 +133,7 @@ class _Arena:
                 epochs=self.how.epochs,
                 seeds=self.how.seeds_of(turn),
                 accuracy=found.accuracy,
+                lower=found.lower if len(found.accuracies) > 1 else 0.0,
                 run_id=found.run_id,
                 trained=found.trained,
                 turn=turn,
