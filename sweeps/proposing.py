@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import optuna
@@ -36,6 +36,8 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
 """Optuna's, and the control."""
 DOUBT = 1.0
 """See `surprise`: one confirmation that fails by an image of few must not send the trials up where accuracy is flat."""
+DOWN, STEPS = 1.03, 30
+"""Factor and number of the steps in which a smaller point is looked for that a trained network can go on to."""
 UNTRAINED = 0.05
 """Finetune epochs that a network counts as having had that has had none."""
 
@@ -141,7 +143,8 @@ class Proposer:
         if point is None and all(one.score.stopped for one in tried):  # more workers than steps down the path
             return self._near(where.wanted or most, turn.number)
         sampler = self.sampler(self.seed + turn.number)
-        return point or ask(sampler, self.space, goal, will, tried, running, most)
+        point = point or ask(sampler, self.space, goal, will, tried, running, most)
+        return self._within_reach(point, tried, turn.attempts)
 
     def _most(self, floor: float, tried: Sequence[Tried], attempts: Sequence[Attempt]) -> float:
         """The largest density that is worth a trial: clearly below that of a candidate which is accepted already."""
@@ -157,6 +160,19 @@ class Proposer:
         had = lineage(tried) | {one.trial: one.trained for one in attempts}
         has = max((had[number] for number in near), default=0.0) + self.aims.epochs
         return has * SHORT >= max(had.values(), default=0.0)
+
+    def _within_reach(self, point: Point, tried: Sequence[Tried], attempts: Sequence[Attempt]) -> Point:
+        """The same point, or one as much smaller as it takes for a trial to go on from a well-trained network; the same
+        if none is near.
+
+        A larger network lacks weights in the trained ones, so that its trial would begin with the dense one, fall short
+        of what the others had come to, and send the next trial further up.
+        """
+        for steps in range(STEPS):
+            nearer = replace(point, density=point.density / DOWN**steps)
+            if self._can_go_on(self.space.at(nearer), tried, attempts):
+                return nearer
+        return point
 
     def _near(self, density: float, number: int) -> Point:
         """A point beside the path, by chance."""

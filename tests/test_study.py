@@ -13,6 +13,7 @@ from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point
 from netprune.seeding import CLOSE
+from netprune.starts import nearest
 from sweeps.limits import Limits
 from sweeps.points import DENSITY, OFFSET, parameters, whole
 from sweeps.proposing import REGION, SAMPLERS, UNTRAINED, Aims, Proposer, Turn, ask, expected
@@ -659,6 +660,16 @@ def test_proposer_tries_nothing_as_large_as_an_accepted_candidate(lower, accurac
     turn = Turn(number=2, tried=seen, running=[], pending=0, spent=0.1, attempts=[found])
     point = proposer(study, epochs=1.0)(turn)
     assert (point.density <= 0.2 / CLOSE) == (lower == 0.8)
+
+
+@pytest.mark.parametrize(("epochs", "reached"), [(1.0, False), (5.0, True)], ids=["young", "trained"])
+def test_proposer_goes_up_no_further_than_a_well_trained_network_can_go_on(epochs, reached):
+    study = make_study()
+    seen = [tried(0, 0.2, 0.78, epochs=epochs)]
+    point = proposer(study, epochs=1.0)(Turn(number=1, tried=seen, running=[], pending=0, spent=0.1))
+    assert point.density > 0.2
+    near = nearest(LAYERS, study.space.at(point), {0: study.space.at(seen[0].point)})
+    assert bool(near) == reached
 
 
 def test_proposer_for_a_lower_floor_heeds_what_a_higher_one_has_accepted():
