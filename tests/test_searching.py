@@ -209,6 +209,15 @@ def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
     assert [one.trial for one in won] == [1, 1]
 
 
+def test_confirm_of_one_given_up_after_one_seed_notes_no_bound_that_a_lower_floor_would_take_for_its_own(monkeypatch):
+    candidates = (Candidate(0, 100, 0.82, 0.85),)
+    given_up, accepted = came_to(0, (0.828,), 0.8193), came_to(0, (0.85, 0.85), 0.8405)
+    _, kept = confirmed_of(monkeypatch, lambda *_: given_up, candidates, (0.8338,))
+    assert [one.lower for one in kept] == [0.0]
+    _, kept = confirmed_of(monkeypatch, lambda *_: accepted, candidates, (0.8338,))
+    assert [one.lower for one in kept] == [0.8405]
+
+
 def test_confirm_once_one_is_accepted_finetunes_a_smaller_near_one_once_more(monkeypatch):
     found = {(1, 0): (0.86, 0.85), (0, 0): (0.841, 0.8325), (0, 1): (0.844, 0.835)}
 
