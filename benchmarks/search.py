@@ -73,11 +73,10 @@ class Bench:
         """For one seed of everything."""
 
         def config(epochs: float) -> PruneConfig:
-            made = finetuning(epochs, values=Values.parse(self.options.values), batch_size=self.options.batch_size)
+            values = Values.parse(self.options.values)
+            made = finetuning(epochs, values=values, batch_size=self.options.batch_size, seed=seed)
             assert made.finetune is not None
-            fitted, _ = fit_to_device(
-                self.setting.model, self.setting.dataset, replace(made.finetune, seed=seed), self.options.precision
-            )
+            fitted, _ = fit_to_device(self.setting.model, self.setting.dataset, made.finetune, self.options.precision)
             return replace(made, finetune=fitted)
 
         return Terms(

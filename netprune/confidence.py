@@ -91,6 +91,15 @@ def least_accuracy(floor: float, images: int) -> float:
     return high
 
 
+def is_reachable(floor: float, images: int) -> bool:
+    """Whether so many images could confirm any network for a floor.
+
+    >>> is_reachable(0.98, 1000), is_reachable(0.98, 100)
+    (True, False)
+    """
+    return math.isfinite(least_accuracy(floor, images))
+
+
 def interval(accuracy: float, images: int) -> tuple[float, float]:
     """The two-sided 95 % confidence interval of one network's accuracy, measured on `images` images (Wilson, 1927).
 

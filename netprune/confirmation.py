@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from netprune.confidence import least_accuracy
+from netprune.confidence import is_reachable, least_accuracy
 from netprune.recovery import NOISE
 
 ROUNDING = 1e-9
@@ -44,6 +44,8 @@ class Bound:
     mean: float
     lower: float
     """End of the one-sided 95 % confidence interval; what is held against the floor."""
+    first: float | None = None
+    """The mean before the same finetuning once more; None where there was none."""
 
 
 def image_margin(floor: float, images: int) -> float:
@@ -87,6 +89,11 @@ def surprise(made: Sequence[tuple[float, float]], near: float, doubt: float = 0.
     return sum(off) / (sum(weights) + doubt) if made else 0.0
 
 
+def _came_to(bound: Bound) -> float:
+    """What one longer finetuning brought it to, which is what is expected of the others."""
+    return bound.mean if bound.first is None else bound.first
+
+
 def next_candidate(
     candidates: Sequence[Candidate], measured: Mapping[int, Bound], floor: float, *, images: int, most: int
 ) -> int | None:
@@ -106,9 +113,11 @@ def next_candidate(
         images: that accuracies are measured on.
         most: candidates after which no still smaller one is looked for, once one has been accepted.
     """
+    if not is_reachable(floor, images):
+        return None
     margin = image_margin(floor, images)
     known = {candidate.number: candidate for candidate in candidates}
-    off = surprise([(known[n].expected, bound.mean) for n, bound in measured.items()], floor + margin)
+    off = surprise([(known[n].expected, _came_to(bound)) for n, bound in measured.items()], floor + margin)
     left = [candidate for candidate in candidates if candidate.number not in measured]
 
     def to_spare(one: Candidate) -> float:
@@ -147,6 +156,8 @@ def next_repeat(measured: Mapping[int, Bound], floor: float, *, images: int) -> 
     >>> next_repeat({3: Bound(900, 0.806, 0.797), 4: Bound(700, 0.807, 0.798)}, 0.8, images=5000)
     4
     """
+    if not is_reachable(floor, images):
+        return None
     least = floor + image_margin(floor, images)
     smallest = min((one.size_bytes for one in measured.values() if one.lower >= floor - ROUNDING), default=None)
     near = {

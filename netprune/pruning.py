@@ -32,10 +32,13 @@ class PruneConfig:
     finetune: TrainConfig | None = None
     """The recipe; None for one-shot pruning. A codebook is trained after it: a quarter of an epoch more."""
     share: float = 1.0
-    """Of the training images, in (0, 1], that the finetuning goes over; which ones, its seed says."""
+    """Of the training images, in (0, 1], that the finetuning goes over."""
+    order: int = 0
+    """Seed of the order in which the images have their turn, where only a share of them has: one for all finetunings
+    that go on from each other."""
     had: float = 0.0
-    """Finetune epochs, at least 0, that the start has had: the images go on where finetunings as long and with the same
-    seed have ended, and order and crops are others."""
+    """Finetune epochs, at least 0, that are over, of the start or of others that began there: this one goes on with the
+    images that come next, and its seed gives it batches and crops of its own."""
     values: Values = field(default_factory=Values)
     """How the packed file stores weights."""
     spared: tuple[str, ...] = ()
@@ -57,7 +60,7 @@ class PruneConfig:
         """The data set that the finetuning goes over."""
         if not self.finetune or self.share == 1:
             return dataset
-        return dataset.part(self.share, seed=self.finetune.seed, after=self.had / self.finetune.epochs)
+        return dataset.part(self.share, seed=self.order, after=self.had / self.finetune.epochs)
 
     @property
     def recipe(self) -> TrainConfig | None:
@@ -84,7 +87,7 @@ def finetuning(
         saliency: see `PruneConfig`.
         values: see `PruneConfig`; fp32 by default.
         batch_size: images a step.
-        seed: of the finetuning.
+        seed: of the finetuning, and of the order of images.
     """
     whole = math.ceil(epochs)
     return PruneConfig(
@@ -92,6 +95,7 @@ def finetuning(
         values=values or Values(),
         finetune=TrainConfig(**FINETUNE | {"epochs": whole, "batch_size": batch_size, "seed": seed}) if whole else None,
         share=epochs / whole if whole else 1.0,
+        order=seed,
     )
 
 

@@ -9,6 +9,16 @@ from sweeps.scores import ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """What a study's trials have taken."""
+
+    trials: int = 0
+    """With a result."""
+    epochs: float = 0.0
+    """Finetune epochs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """When no new trial starts. A running one is finished."""
 
@@ -21,16 +31,18 @@ class Limits:
     epochs_a_trial: float = 0.0
     share: float = 1.0
     """Of the tightest limit, in (0, 1]: no trial starts once so much of it is gone."""
+    before: Spent = field(default_factory=Spent)
+    """What earlier sessions had spent when they had ended: shares are of what these limits leave."""
     begun: float = field(default_factory=time.monotonic)
     """When the session's seconds began, by the monotonic clock."""
 
     def spent(self, trials: int, epochs: float) -> float:
         """The share of the tightest limit that is gone after so many trials and finetune epochs, now; at most 1."""
-        shares = [trials / self.trials]
+        shares = [_share(trials, self.trials, self.before.trials)]
         if self.timeout is not None:
-            shares.append((time.monotonic() - self.begun) / self.timeout if self.timeout else 1.0)
+            shares.append(_share(time.monotonic() - self.begun, self.timeout))
         if self.epochs is not None:
-            shares.append(epochs / self.epochs)
+            shares.append(_share(epochs, self.epochs, self.before.epochs))
         return min(1.0, max(shares))
 
     def over(self, trials: int, epochs: float) -> bool:
@@ -40,3 +52,7 @@ class Limits:
     def afford(self, trials: int, epochs: float) -> bool:
         """Whether what is left after `epochs` finetune epochs is enough for so many trials."""
         return self.epochs is None or epochs + trials * self.epochs_a_trial <= self.epochs + ROUNDING
+
+
+def _share(now: float, limit: float, before: float = 0.0) -> float:
+    return max(0.0, (now - before) / (limit - before)) if limit > before else 1.0

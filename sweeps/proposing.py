@@ -155,6 +155,8 @@ class Proposer:
     def _can_go_on(self, sparsity: Sparsity, tried: Sequence[Tried], attempts: Sequence[Attempt]) -> bool:
         """Whether a trial could begin with a network trained about as long as the longest: those that begin with the
         dense one are not heard once others have been trained far longer (see `boundary`)."""
+        if not self.aims.epochs:  # then each is a part of the dense one
+            return True
         ended = {one.number: one for one in tried if not one.score.stopped}
         near = nearest(self.space.sizes, sparsity, {number: self.space.at(one.point) for number, one in ended.items()})
         had = lineage(tried) | {one.trial: one.trained for one in attempts}
@@ -170,6 +172,8 @@ class Proposer:
         """
         for steps in range(STEPS):
             nearer = replace(point, density=point.density / DOWN**steps)
+            if nearer.density < self.space.least:
+                break
             if self._can_go_on(self.space.at(nearer), tried, attempts):
                 return nearer
         return point

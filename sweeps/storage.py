@@ -90,11 +90,15 @@ def open_storage(url: str) -> BaseStorage:
 
 
 def _proxy(url: str) -> BaseStorage:
-    address = urlsplit(url)
-    if not address.hostname or not address.port:
+    try:
+        address = urlsplit(url)
+        host, port = address.hostname, address.port
+    except ValueError:  # a port that is none, or half of an IPv6 address
+        host, port = None, None
+    if not host or not port:
         raise InputError(f"storage is {masked(url)}; a proxy's address is grpc://host:port.")
     try:
-        storage = GrpcStorageProxy(host=address.hostname, port=address.port)
+        storage = GrpcStorageProxy(host=host, port=port)
         storage.wait_server_ready(timeout=10)
     except ImportError:
         raise InputError("Optuna's proxy needs grpcio: pip install 'netprune[cluster]'.") from None

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from netprune.errors import DivergedError, InputError
 from netprune.masks import Sparsity
 from netprune.search_space import Point, Space
-from sweeps.limits import Limits
+from sweeps.limits import Limits, Spent
 from sweeps.points import Given, parameters, point_of, whole
 from sweeps.progress import report
 from sweeps.proposing import Turn
@@ -75,7 +75,8 @@ class SparsityStudy:
         Args:
             name: of the study.
             layers: weight name → number of weights, of the layers that may be pruned.
-            floors: least validation accuracies, each in [0, 1].
+            floors: least validation accuracies, each in [0, 1]. Of a study that exists, its own count: on another
+                machine the dense network, and so a floor below it, may be another by an image.
             limits: weight name → largest sparsity, of layers that have one.
             storage: see `storage.open_storage`.
             constants: what must be equal whenever the study is continued, as JSON types.
@@ -83,7 +84,7 @@ class SparsityStudy:
         Raises:
             InputError: if the study exists and was made with other constants, or its file cannot be used.
         """
-        self.name, self.layers, self.floors = name, dict(layers), tuple(sorted(floors, reverse=True))
+        self.name, self.layers = name, dict(layers)
         self.limits = dict(limits or {})
         try:
             self._given = Given()
@@ -92,6 +93,8 @@ class SparsityStudy:
             )
             self.crew = Crew(lambda: self._study.user_attrs, self._study.set_user_attr)
             self._check(constants)
+            self.floors = self._kept_floors(floors)
+            """The highest first."""
         except OSError as error:
             raise InputError(f"the study's file {JOURNAL} cannot be used: {error.strerror}.") from None
 
@@ -103,6 +106,11 @@ class SparsityStudy:
             name = next(n for n in {**known, **constants} if known.get(n) != constants.get(n))
             was, now = (f"{v:g}" if isinstance(v, float) else v for v in (known.get(name), constants.get(name)))
             raise InputError(f"study {self.name} was made with {name}={was}, not {now}: take another study_name.")
+
+    def _kept_floors(self, floors: Sequence[float]) -> tuple[float, ...]:
+        if "floors" not in self._study.user_attrs:
+            self._study.set_user_attr("floors", sorted(floors, reverse=True))
+        return tuple(self._study.user_attrs["floors"])
 
     @property
     def run_id(self) -> str | None:
@@ -142,6 +150,16 @@ class SparsityStudy:
         """Every floor has its answer, on these terms: the same ones again ask for no more confirmations."""
         self._study.set_user_attr("settled", dict(terms))
 
+    @property
+    def before(self) -> Spent:
+        """What trials had taken when the last session ended that came to its limits; what further ones may take is
+        shared out among the floors anew."""
+        return Spent(**self._study.user_attrs.get("before", {}))
+
+    @before.setter
+    def before(self, spent: Spent) -> None:
+        self._study.set_user_attr("before", asdict(spent))
+
     @functools.cached_property
     def space(self) -> Space:
         """What is searched."""
@@ -159,7 +177,7 @@ class SparsityStudy:
         propose: Propose,
         on_trial: Callable[[Snapshot, Score], None],
         settle: Settle = lambda _: False,
-    ) -> None:
+    ) -> bool:
         """Try what `propose` says, within limits, which are the study's and not the worker's.
 
         One that diverges is tried and has no result; after a few of them in a row this worker stops.
@@ -170,6 +188,9 @@ class SparsityStudy:
             propose: see `Propose`.
             on_trial: called after each result, with the study, which has it then, and the score.
             settle: see `Settle`.
+
+        Returns:
+            Whether this worker may go on; False if it stops.
         """
         failures = 0
         seen = self.recover(settle)
@@ -189,13 +210,15 @@ class SparsityStudy:
                 failures += 1
                 self._give_up(trial, diverged=isinstance(error, DivergedError))
             except BaseException:
-                self._give_up(trial)
+                if score is None:  # else its run has ended well: whoever is next takes it up (see `recover`)
+                    self._give_up(trial)
                 raise
             seen = self.recover(settle)
             if score is not None:
                 on_trial(seen, score)
         if failures == FAILURES:
             report(f"{failures} trials in a row came to no result: this worker stops")
+        return failures < FAILURES
 
     def recover(self, settle: Settle) -> Snapshot:
         """Give up the trials of workers that died, and queue their points again; keep those that had finished. Returns

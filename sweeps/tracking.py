@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import time
@@ -33,6 +34,8 @@ STORAGE = "netprune.storage"
 """Tag: where a study lives, without its password, if that is not the file in the working directory."""
 NOTE, NOTE_LETTERS = "mlflow.note.content", 8000
 """Tag: what a run says of itself, as Markdown; MLflow keeps no more letters."""
+OPTIONS = "netprune.options"
+"""Tag: as JSON, the options of the newest session that are not the params, which those of the first one are."""
 SESSION = "netprune.session"
 """Tag: which worker's session a run belongs to."""
 PROCESS = "netprune.process/"
@@ -120,8 +123,19 @@ def tracked_run(
         if mlflow.active_run() is not outer:
             _end_for(error, opener)
         raise
-    mlflow.set_tag(opener, "")
-    mlflow.end_run()
+    with interrupts.postponed():  # or the run would stay open, and a trial's result be given up
+        mlflow.set_tag(opener, "")
+        mlflow.end_run()
+
+
+def log_newest(stage: str, config: Mapping[str, Any]) -> None:
+    """Keep the options of a later session of the active run, as `tracked_run` does those of the first.
+
+    MLflow's params cannot be changed; whoever finds the run has these in their place.
+    """
+    logged = mlflow.MlflowClient().get_run(active_run_id()).data.params
+    told = {f"{stage}.{name}": str(value) for name, value in config.items()}
+    mlflow.set_tag(OPTIONS, json.dumps({name: value for name, value in told.items() if logged.get(name) != value}))
 
 
 def _end_for(error: BaseException, opener: str) -> None:
@@ -205,6 +219,7 @@ class FoundRun:
     status: str
     tags: Mapping[str, str]
     params: Mapping[str, str]
+    """Of several sessions the newest one's (see `log_newest`)."""
     metrics: Mapping[str, float]
 
 
@@ -244,4 +259,5 @@ def find_run(run_id: str) -> FoundRun:
 
 def _found(run: Run) -> FoundRun:
     data = run.data
-    return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, data.params, data.metrics)
+    params = {**data.params, **json.loads(data.tags.get(OPTIONS, "{}"))}
+    return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, params, data.metrics)

@@ -28,7 +28,8 @@ def run_workers(
 ) -> None:
     """Start workers for a study that exists, and wait for them.
 
-    They are stopped as this process is: by SIGTERM, which each takes for Ctrl-C. One that fails does not stop the rest.
+    What they have found this process says in the end: of theirs only news and errors are shown. They are stopped as
+    this process is: by SIGTERM, which each takes for Ctrl-C. One that fails does not stop the rest.
 
     Args:
         count: how many.
@@ -47,7 +48,9 @@ def run_workers(
         words += ["--model-uri", model_uri]
     if timeout is not None:
         words += ["--timeout", f"{max(timeout, LEAST_SECONDS):.3f}"]
-    started = [subprocess.Popen(words, env=_environment(i, count, device)) for i in range(count)]
+    started = [
+        subprocess.Popen(words, env=_environment(i, count, device), stdout=subprocess.DEVNULL) for i in range(count)
+    ]
     try:
         codes = [_wait(process, meanwhile) for process in started]
     finally:

@@ -110,6 +110,25 @@ def test_next_candidate_without_a_feasible_trial_is_none(candidates):
 NEEDED = FLOOR + MARGIN
 
 
+def test_next_candidate_goes_by_what_the_others_gained_the_first_time():
+    two = [Candidate(0, 300, 0.79, NEEDED + 0.002), Candidate(1, 200, 0.79, NEEDED + 0.001)]
+    short, long = NEEDED - 0.012, NEEDED + 0.003
+    once = {0: Bound(300, short, short - MARGIN)}
+    twice = {0: Bound(300, long, long - MARGIN, first=short)}
+    alike = {0: Bound(300, long, long - MARGIN, first=long)}
+    assert next_candidate(two, once, FLOOR, images=IMAGES, most=4) is None
+    assert next_candidate(two, twice, FLOOR, images=IMAGES, most=4) is None
+    assert next_candidate(two, alike, FLOOR, images=IMAGES, most=4) == 1
+
+
+def test_floor_that_no_network_can_be_confirmed_for_asks_for_no_finetuning():
+    perfect = [candidate(0, 100, 1.0)]
+    assert next_candidate(perfect, {}, 0.98, images=1000, most=4) == 0
+    assert next_candidate(perfect, {}, 0.98, images=100, most=4) is None
+    near = {0: Bound(100, 0.999, 0.96)}
+    assert next_repeat(near, 0.98, images=100) is None
+
+
 @pytest.mark.parametrize(
     ("means", "expected"),
     [

@@ -193,4 +193,6 @@ def test_study_of_an_own_network_is_registered_and_reported_with_its_function(ow
 
 
 def test_study_name_of_an_own_network_has_its_functions_name(own_source):
-    assert study_name(own_source, REQUEST, [0.9]).startswith(f"network-{own_source.header.dense_digest[:8]}-floor90.00")
+    assert study_name(own_source, replace(REQUEST, accuracy_floor=90.0)).startswith(
+        f"network-{own_source.header.dense_digest[:8]}-floor90-ft"
+    )

@@ -70,6 +70,15 @@ def test_scan_run_holds_the_curves_and_is_found_again(source):
 
 
 @pytest.mark.usefixtures("store")
+def test_scan_of_other_images_is_another_scan(source, tiny_dataset):
+    run_scan(source, FEW)
+    labels = tiny_dataset.val.labels.clone()
+    labels[0] = (labels[0] + 1) % len(tiny_dataset.classes)
+    other = replace(tiny_dataset, val=replace(tiny_dataset.val, labels=labels))
+    assert not run_scan(replace(source, dataset=other), FEW).reused
+
+
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("other", ["saliency", "sparsities"])
 def test_scan_of_other_options_is_another_scan(source, other):
     run_scan(source, FEW)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 from studies import DATA, REQUEST
 
 from netprune.bounds import find_bounds
+from netprune.confidence import lower_bound
 from netprune.confirmation import Candidate
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
@@ -20,10 +22,11 @@ from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.pruning import PruneConfig
 from netprune.recipes import TrainConfig
+from netprune.search_space import Point
 from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
 from sweeps.limits import Limits
-from sweeps.scores import Attempt, Score
+from sweeps.scores import Attempt, Score, Tried
 from sweeps.search_sparsity import closing
 from sweeps.stages import confirming, contest, longer, searching, starting, trials
 from sweeps.stages.candidates import candidate_rows
@@ -36,8 +39,9 @@ from sweeps.stages.request import SearchRequest, accuracy_floors, as_percent, st
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
 from sweeps.stages.standing import Standing
-from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE
+from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE, Start
 from sweeps.stages.studies import find_study
+from sweeps.stages.trials import START
 from sweeps.storage import open_storage
 from sweeps.table import percent, trial_name
 
@@ -158,6 +162,72 @@ def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searche
     assert list(dict.fromkeys(attempt["trial"] for attempt in kept)) == list(dict.fromkeys(confirmed))
     assert kept[0]["floor"] == max(attempt["floor"] for attempt in kept)
     assert {tuple(attempt["seeds"]) for attempt in kept if not attempt["turn"]} == {(FRESH, FRESH + 1)}
+
+
+def finetuned_to(monkeypatch, accuracies, average, floor=0.8):
+    """What `longer.measure` makes of finetunings and an average with these accuracies."""
+
+    def run(name, accuracy):
+        tags = {START: "dense", START_RUN: "", HAD: "0.5"}
+        metrics = {"val_accuracy": accuracy, "packed_bytes": 100.0}
+        return tracking.FoundRun(name, name, "FINISHED", tags, {}, metrics)
+
+    made = []
+
+    def finetuned(_, __, ___, ____, i, *_____):
+        made.append(i)
+        return run(f"seed {i}", accuracies[i])
+
+    monkeypatch.setattr(longer, "_finetuned", finetuned)
+    monkeypatch.setattr(longer, "_averaged", lambda *_: run("average", average))
+    how = contest.Confirmation(config=PruneConfig(finetune=TrainConfig(epochs=1)), seeds=SEEDS, most=2)
+    source = SimpleNamespace(dataset=SimpleNamespace(val=range(5000)))
+    return longer.measure(source, SimpleNamespace(objective="packed_bytes"), 0, how, floor), made
+
+
+@pytest.mark.parametrize(
+    ("average", "ships"), [(0.85, "seed 1"), (0.889, "seed 1"), (0.89, "average"), (0.91, "average")]
+)
+def test_confirmation_ships_the_average_unless_it_is_worse_than_the_seeds_mean(monkeypatch, average, ships):
+    found, made = finetuned_to(monkeypatch, (0.88, 0.90), average)
+    averaged = ships == "average"
+    assert (found.run_id, found.averaged, made) == (ships, averaged, [0, 1])
+    assert found.accuracy == pytest.approx(average if averaged else 0.89)
+    bound = lower_bound((0.88, 0.90), 5000, average=average if averaged else None)
+    assert found.lower == pytest.approx(bound.lower)
+    assert found.trained == 1.5
+
+
+@pytest.mark.parametrize(("first", "seeds"), [(0.7949, 1), (0.7951, 2)])
+def test_confirmation_whose_first_seed_is_half_a_point_below_the_floor_has_no_second(monkeypatch, first, seeds):
+    found, made = finetuned_to(monkeypatch, (first, 0.9), 0.9)
+    assert len(made) == len(found.accuracies) == seeds
+
+
+def test_confirmation_goes_over_the_images_that_its_start_and_its_other_seeds_have_not_had(source, monkeypatch):
+    given, whole = [], longer.prune_candidate
+
+    def spy(*arguments, **options):
+        given.append(arguments[4])
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(longer, "prune_candidate", spy)
+    run_search(source, replace(REQUEST, trials=1, finetune_epochs=0.25, confirm_epochs=0.25, seed=3))
+    images = [config.part(source.dataset).train.images for config in given[:2]]
+    first = PruneConfig(finetune=given[0].finetune, share=0.25, order=3).part(source.dataset).train.images
+    had = [{tuple(image.flatten().tolist()) for image in part} for part in (first, *images)]
+    assert given[0].had == 0.25
+    assert not had[0] & had[1]
+    assert not had[1] & had[2]
+    assert not had[0] & had[2]
+
+
+@pytest.mark.parametrize(("found", "said"), [((0.79,), "given up after one seed"), ((0.86, 0.86), "at least 84.00 %")])
+def test_confirm_says_no_bound_of_what_has_had_one_seed(monkeypatch, capsys, found, said):
+    confirmed_of(monkeypatch, lambda *_: came_to(0, found, 0.84), (Candidate(0, 100, 0.82, 0.86),), (0.8338,))
+    told = capsys.readouterr().err
+    assert said in told
+    assert ("at least" in told) == (len(found) > 1)
 
 
 def came_to(number, accuracies, lower):
@@ -352,7 +422,9 @@ def test_search_confirmation_goes_on_from_the_network_with_least_left_to_recover
     tags = [run.data.tags for run in sorted(runs("confirm"), key=begun) if SEED in run.data.tags]
     became = [unpack(artifacts.read_artifact(one[START_RUN], PACKED_FILE)).model for one in tags]
     assert begun_with == list(map(weights_digest, became))
-    assert had == [float(one[HAD]) for one in tags], "the images, order and crops are not those of the start again"
+    before = [int(one[SEED]) % 2 * REQUEST.confirm_epochs for one in tags]
+    due = [float(one[HAD]) + other for one, other in zip(tags, before, strict=True)]
+    assert had == due, "the images, order and crops are not those of the start again, or of the other seed"
     assert any(one[trials.START].endswith("finetuned longer") for one in tags)
     kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
     trained = {(str(one["trial"]), str(one["turn"])): one["trained"] for one in kept}
@@ -438,6 +510,82 @@ def test_search_timeout_counts_from_the_beginning_of_the_session(searched):
 def test_search_floors_are_found_again_to_the_last_image(searched):
     outcome = searched(replace(REQUEST, max_drop=(100 / 3, 50.0), trials=1, confirm_seeds=0))
     assert find_study("small").floors == pytest.approx([one.floor for one in outcome.floors], abs=1e-12)
+
+
+def test_accuracy_floors_of_drops_are_in_points_below_the_dense_network_the_highest_first():
+    dense = Evaluation(loss=0.0, loss_se=0.0, accuracy=0.8, accuracy_se=0.0, count=5000)
+    assert accuracy_floors(replace(REQUEST, max_drop=(2.0, 0.5)), dense) == pytest.approx((0.795, 0.78))
+
+
+@pytest.mark.parametrize(
+    ("option", "change"),
+    [
+        ("val_digest", {}),
+        ("finetune_epochs", {"finetune_epochs": 0.5}),
+        ("batch_size", {"batch_size": 8}),
+        ("values", {"values": "fp16"}),
+        ("objective", {"objective": "nonzero_bytes"}),
+        ("max_drop", {"max_drop": (40.0,)}),
+        ("max_drop", {"accuracy_floor": 50.0}),
+    ],
+)
+def test_search_of_a_name_that_is_another_study_is_refused_by_what_differs(searched, source, option, change):
+    searched(replace(REQUEST, trials=1, confirm_seeds=0))
+    labels = source.dataset.val.labels.clone()
+    if option == "val_digest":
+        labels[0] = (labels[0] + 1) % len(source.dataset.classes)
+    dataset = replace(source.dataset, val=replace(source.dataset.val, labels=labels))
+    with pytest.raises(InputError, match=f"was made with {option}="):
+        run_search(replace(source, dataset=dataset), replace(REQUEST, trials=1, confirm_seeds=0, **change))
+
+
+def test_search_of_another_network_under_a_name_that_is_taken_is_refused(searched, source):
+    searched(replace(REQUEST, trials=1, confirm_seeds=0))
+    header = replace(source.header, dense_digest="0" * 64)
+    with pytest.raises(InputError, match="was made with weights_digest="):
+        run_search(replace(source, header=header), replace(REQUEST, trials=1, confirm_seeds=0))
+
+
+def test_search_gone_on_with_is_repeated_as_it_was_asked_for_last(searched, source):
+    searched(replace(REQUEST, trials=1, confirm_seeds=0))
+    run_search(source, replace(REQUEST, trials=2, confirm_seeds=2, confirm_epochs=1.0))
+    command = search_command(find_study("small"))
+    assert "--confirm-seeds 2 " in f"{command} "
+    assert "--confirm-epochs 1.0 " in f"{command} "
+    assert "--trials 2 " in f"{command} "
+
+
+def test_search_whose_trials_all_diverge_stops_after_some(source, monkeypatch, capsys):
+    def diverge(*_, **__):
+        raise DivergedError("loss is nan")
+
+    monkeypatch.setattr(trials, "prune_candidate", diverge)
+    outcome = run_search(source, REQUEST)
+    assert outcome.done == 0
+    assert capsys.readouterr().err.count("trials in a row came to no result") == 1
+
+
+def test_trial_is_judged_by_whole_trials_that_began_as_it_did():
+    def of(number, start, final, stopped=""):
+        score = Score(size_bytes=1, accuracy=final, run_id="", checks={0.5: 0.1 * number}, start=start, stopped=stopped)
+        return Tried(number, Point(density=0.1, offsets={}), score)
+
+    seen = SimpleNamespace(tried=[of(0, None, 0.7), of(1, 0, 0.8), of(2, None, 0.6, "x"), of(3, 2, 0.9)])
+    assert [curve.final for curve in trials.Trials.curves(DENSE, seen)] == [0.7]
+    assert [curve.final for curve in trials.Trials.curves(Start(3, None), seen)] == [0.8, 0.9]
+
+
+@pytest.mark.parametrize(("floors", "stops"), [((0.9, 0.7), False), ((0.9,), True)])
+def test_trial_that_may_reach_the_lowest_floor_is_not_stopped(monkeypatch, floors, stops):
+    monkeypatch.setattr(trials, "is_control", lambda *_: False)
+    sitting = SimpleNamespace(
+        curves=lambda *_: [LearningCurve(checks={0.5: 0.6}, final=0.8)], study=SimpleNamespace(floors=floors), seed=0
+    )
+    look = trials._Looks(sitting, 1, DENSE, None)
+    half = Evaluation(loss=0.0, loss_se=0.0, accuracy=0.5, accuracy_se=0.0, count=1000)
+    with pytest.raises(trials.StoppedEarlyError) if stops else nullcontext():
+        look(0.5, half)
+    assert bool(look.verdict) == stops
 
 
 @pytest.mark.parametrize("images", [360, 5000])
@@ -704,6 +852,7 @@ def test_register_logs_the_accuracy_of_the_file_that_is_loaded(searched, source)
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"confirm_seeds": 1}, "0, or at least 2"),
         ({"confirm_most": 0}, "confirm_most is 0"),
+        ({"batch_size": 1}, "batch_size is 1; it must be at least 2"),
         ({"timeout": -1.0}, "timeout is -1"),
     ],
 )

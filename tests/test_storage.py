@@ -59,6 +59,12 @@ def test_open_storage_that_cannot_be_used_says_so_without_the_password(url, monk
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize("url", ["grpc://host:port", "grpc://host:99999", "grpc://[::1", "grpc://host", "grpc://:1"])
+def test_open_storage_of_a_proxy_without_host_and_port_says_what_its_address_is(url):
+    with pytest.raises(InputError, match="a proxy's address is grpc://host:port"):
+        open_storage(url)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -11,10 +11,10 @@ from optuna.trial import TrialState
 
 from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
-from netprune.search_space import REACH, Point
+from netprune.search_space import REACH, Point, Space
 from netprune.seeding import CLOSE
 from netprune.starts import nearest
-from sweeps.limits import Limits
+from sweeps.limits import Limits, Spent
 from sweeps.points import DENSITY, OFFSET, parameters, whole
 from sweeps.proposing import REGION, SAMPLERS, UNTRAINED, Aims, Proposer, Turn, ask, expected
 from sweeps.scores import Attempt, Score, Tried, lineage
@@ -378,6 +378,26 @@ def test_study_interrupted_while_a_result_is_told_has_it():
     assert best(study) == (500, 0.9)
 
 
+def test_study_interrupted_before_a_result_is_told_leaves_it_to_the_next_session(monkeypatch):
+    study = make_study()
+    tell, told = study._study.tell, []
+
+    def interrupted_once(*arguments, **options):
+        told.append(arguments)
+        if len(told) == 1:
+            raise KeyboardInterrupt
+        tell(*arguments, **options)
+
+    with study.crew.at_work():
+        monkeypatch.setattr(study._study, "tell", interrupted_once)
+        with pytest.raises(KeyboardInterrupt):
+            run(study, Listed((500, 0.9)), 1)
+    later = make_study()
+    later.run(Listed(), Limits(trials=1), another, ignore, settle=lambda number: number == 0)
+    assert [trial.state for trial in trials()] == [TrialState.COMPLETE]
+    assert best(later) == (500, 0.9)
+
+
 def test_study_point_that_diverged_is_not_proposed_again():
     study, calls = make_study(), Listed(DivergedError("loss is nan"), DivergedError("loss is nan"), (500, 0.9))
     run(study, calls, 1, proposer(study))
@@ -387,7 +407,8 @@ def test_study_point_that_diverged_is_not_proposed_again():
 
 def test_study_worker_stops_after_trials_in_a_row_that_diverged_and_says_so(capsys):
     calls = Listed(*[DivergedError("loss is nan")] * FAILURES)
-    run(make_study(), calls, 30)
+    assert make_study().run(calls, Limits(trials=30), another, ignore) is False
+    assert make_study().run(Listed((500, 0.9)), Limits(trials=1), another, ignore) is True
     assert len(calls.asked) == FAILURES
     assert "10 trials in a row came to no result" in capsys.readouterr().err
 
@@ -572,6 +593,30 @@ def test_limits_spent_is_of_the_tightest():
     assert Limits(trials=10, timeout=0.0).spent(4, 0) == 1.0
 
 
+def test_limits_spent_is_of_what_earlier_sessions_have_left():
+    later = Limits(trials=24, before=Spent(trials=12, epochs=6.0))
+    assert [later.spent(done, 0.0) for done in (12, 15, 24)] == [0.0, 0.25, 1.0]
+    assert replace(later, epochs=10.0).spent(12, 9.0) == 0.75
+    assert replace(later, trials=12).over(12, 6.0)
+    assert replace(later, trials=8).over(12, 6.0)
+
+
+def test_study_of_several_floors_gone_on_with_looks_for_each_again():
+    study = make_study(0.86, 0.7)
+    run(study, cheap, 8, proposer(study))
+    study.before = Spent(trials=8)
+    again = make_study(0.86, 0.7)
+    run(again, cheap, 16, proposer(again), before=again.before)
+    accuracies = [one.score.accuracy for one in again.look().tried[8:]]
+    assert min(accuracies[:4]) > 0.84
+    assert max(accuracies[5:]) < 0.75
+
+
+def test_study_opened_where_its_floor_would_be_another_by_an_image_keeps_its_own():
+    make_study(0.8338, 0.8188)
+    assert make_study(0.8186, 0.8336).floors == (0.8338, 0.8188)
+
+
 @pytest.mark.parametrize(("share", "done"), [(0.5, 5), (0.25, 3), (1.0, 10)])
 def test_study_run_to_a_share_of_its_limits_stops_there_and_goes_on_from_it(share, done):
     study = make_study()
@@ -670,6 +715,19 @@ def test_proposer_goes_up_no_further_than_a_well_trained_network_can_go_on(epoch
     assert point.density > 0.2
     near = nearest(LAYERS, study.space.at(point), {0: study.space.at(seen[0].point)})
     assert bool(near) == reached
+
+
+@pytest.mark.parametrize("epochs", [0.0, 0.1])
+def test_proposer_where_no_trained_network_is_near_stays_within_the_limits(epochs):
+    path = tuple((density, {"a": 1 - density, "b": 1 - density}) for density in (0.1, 0.6))
+    space = Space(sizes={"a": 5000, "b": 5000}, path=path, limits={"b": 0.9})
+    aims = Aims(images=5000, epochs=epochs, confirm_epochs=1.0)
+    found = Attempt(trial=1, floor=0.8, epochs=1.0, seeds=(1, 2), accuracy=0.8, lower=0.79, run_id="r", trained=9.0)
+    seen = [tried(0, 0.4, 0.85, epochs=epochs), tried(1, 0.2, 0.7, epochs=epochs, offset=-1.5)]
+    propose = Proposer(space, (0.8,), aims, lambda _: [], sampler="tpe", seed=0)
+    point = propose(Turn(number=2, tried=seen, running=[], pending=0, spent=0.5, attempts=[found]))
+    assert space.least <= point.density < 0.4
+    assert space.at(point)["b"] <= 0.9
 
 
 def test_proposer_for_a_lower_floor_heeds_what_a_higher_one_has_accepted():

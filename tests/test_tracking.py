@@ -106,6 +106,45 @@ def test_tracked_run_reopened_keeps_its_id_and_first_params(store):
     assert tracking.find_run(first).params == {"search.trials": "3", "search.more": "1"}
 
 
+def test_find_run_of_several_sessions_has_the_newest_ones_options(store):
+    with tracking.tracked_run("search", "study", {"trials": 3, "seed": 0}) as run_id:
+        pass
+    for trials in (5, 7):
+        with tracking.tracked_run("search", "study", {}, reopen=run_id):
+            tracking.log_newest("search", {"trials": trials, "seed": 0, "more": None})
+    assert tracking.find_run(run_id).params == {"search.trials": "7", "search.seed": "0", "search.more": "None"}
+
+
+def test_tracked_run_that_a_signal_reaches_as_it_closes_is_finished_all_the_same(store, monkeypatch):
+    end = mlflow.end_run
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        end(*arguments)
+
+    monkeypatch.setattr(mlflow, "end_run", interrupted)
+    with interrupts.heard():
+        with tracking.tracked_run("trial", "x", {}) as run_id:
+            pass
+        assert mlflow.active_run() is None
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    with interrupts.heard():  # forgotten, for the tests after this one
+        interrupts.check()
+    assert tracking.find_run(run_id).status == "FINISHED"
+
+
+@pytest.mark.parametrize(("key", "status"), [("gone", "KILLED"), ("alive", "RUNNING"), ("", "RUNNING")])
+def test_close_dead_ends_the_runs_of_dead_sessions_of_that_study_alone(store, key, status):
+    tags = {tracking.SESSION: key} if key else {}
+    with tracking.tracked_run("search", "study", {}) as outer:
+        for study in ("small", "other"):
+            with tracking.tracked_run("trial", "t", {}, tags={tracking.STUDY: study, **tags}) as run_id:
+                tracking.close_dead("small", {"gone"})
+                assert tracking.find_run(run_id).status == (status if study == "small" else "RUNNING")
+    assert tracking.find_run(outer).status == "FINISHED"
+
+
 def test_tracked_run_reopened_under_mlflow_run_leaves_the_outer_run_apart(store, monkeypatch):
     with tracking.tracked_run("search", "study", {}) as study:
         pass

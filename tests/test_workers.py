@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
 import pytest
 
+from netprune.errors import InputError
 from sweeps.workers import _environment, _without, run_workers
 
 pytestmark = pytest.mark.end_to_end
@@ -56,6 +58,20 @@ def test_run_workers_are_told_which_model_the_newest_was(monkeypatch):
     monkeypatch.setattr("sys.argv", ["search"])
     run_workers(1, "small", model_uri="models:/m-1", device="cpu", timeout=None, meanwhile=lambda: None)
     assert started[0][-2:] == ["--model-uri", "models:/m-1"]
+
+
+@pytest.mark.parametrize(("codes", "fails"), [((1, 2), True), ((1, 0), False)])
+def test_run_workers_fails_if_none_of_them_ends_well(monkeypatch, codes, fails):
+    left = iter(codes)
+
+    def start(*_, **options):
+        code = next(left)
+        assert options["stdout"] == subprocess.DEVNULL, "results are said once"
+        return SimpleNamespace(wait=lambda **_: code, poll=lambda: code)
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    with pytest.raises(InputError, match=r"all 2 workers failed \(exit codes 1, 2\)") if fails else nullcontext():
+        run_workers(2, "small", model_uri="", device="cpu", timeout=None, meanwhile=lambda: None)
 
 
 def test_run_workers_does_something_else_while_they_work(monkeypatch):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from netprune.confidence import least_accuracy, lower_bound
+from netprune.confidence import is_reachable, least_accuracy, lower_bound
 from netprune.confirmation import ROUNDING, Bound, Candidate, next_candidate, next_repeat
 from netprune.errors import DivergedError
 from netprune.evaluation import Evaluation
@@ -28,7 +28,7 @@ def asks_for_more(floor: float, dense: Evaluation) -> str:
     needed, images = least_accuracy(floor, dense.count), count(dense.count)
     if needed <= dense.accuracy:
         return ""
-    nobody = math.isinf(needed)
+    nobody = not is_reachable(floor, dense.count)
     who = "no network, not even one without a mistake" if nobody else f"a network from {percent(needed)} on"
     drop = dense.accuracy - lower_bound([dense.accuracy, dense.accuracy], dense.count).lower
     return (
@@ -93,6 +93,8 @@ class _Arena:
 
     def probe(self, floor: float) -> None:
         """A new candidate for a floor, if there is any that would not be larger than an accepted one."""
+        if not is_reachable(floor, self.images):
+            return
         number, won = self._next(floor), self.winner(floor)
         left = [
             one
@@ -112,7 +114,7 @@ class _Arena:
     def _bounds(self, floor: float) -> dict[int, Bound]:
         # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
         known = {n: one for n, one in self.best.items() if len(one.accuracies) > 1 or hopeless(one.accuracies, floor)}
-        return {number: one.bound for number, one in known.items()}
+        return {n: replace(one.bound, first=self.measured[n][0].accuracy) for n, one in known.items()}
 
     def _next(self, floor: float) -> int | None:
         bounds = self._bounds(floor)
@@ -177,8 +179,9 @@ def seeded(one: Confirmed) -> str:
 
 
 def _tell(one: Confirmed, floor: float, turn: int) -> None:
+    what = f"confirm {trial_name(one.trial)}{AGAIN if turn else ''}  {count(one.size_bytes)} bytes  val {seeded(one)}  "
+    if len(one.accuracies) == 1:  # which has no bound
+        report(f"{what}given up after one seed, for a floor of {percent(floor)}")
+        return
     verdict = "accepted" if one.lower >= floor - ROUNDING else "not accepted"
-    report(
-        f"confirm {trial_name(one.trial)}{AGAIN if turn else ''}  {count(one.size_bytes)} bytes  val {seeded(one)}  "
-        f"at least {percent(one.lower)}  {verdict} for a floor of {percent(floor)}"
-    )
+    report(f"{what}at least {percent(one.lower)}  {verdict} for a floor of {percent(floor)}")

@@ -64,8 +64,8 @@ def measure(
             start = contest.start(number)
         return _Beginning(str(start), start.run_id, start.had)
 
-    for seed in how.seeds_of(turn):
-        found.append(_finetuned(source, contest, number, how, seed, turn, begin))
+    for i in range(len(how.seeds)):
+        found.append(_finetuned(source, contest, number, how, i, turn, begin))
         accuracies = [run.metrics["val_accuracy"] for run in found]
         if hopeless(accuracies, floor):
             break
@@ -143,11 +143,15 @@ def _finetuned(
     contest: Contest,
     number: int,
     how: Confirmation,
-    seed: int,
+    i: int,
     turn: int,
     begin: Callable[[], _Beginning],
 ) -> tracking.FoundRun:
-    """The run of one longer finetuning: an earlier session's, or a new one."""
+    """The run of the longer finetuning with the i-th seed: an earlier session's, or a new one.
+
+    Each goes on with the images after the last one's: the average has learned from all of them.
+    """
+    seed = how.seeds_of(turn)[i]
     finetune = replace(how.config.finetune, seed=seed) if how.config.finetune else None
     tags = {SEED: str(seed), **_tags(number, how, turn)}
 
@@ -159,7 +163,7 @@ def _finetuned(
             source.dataset,
             source.header,
             contest.sparsities[number],
-            replace(how.config, finetune=finetune, had=beginning.had),
+            replace(how.config, finetune=finetune, had=beginning.had + i * how.epochs),
             start=beginning.fetch(source, how.config),
             callbacks=Callbacks(
                 on_step=progress, on_finetuned=lambda network: keep_network(network, source, how.config)

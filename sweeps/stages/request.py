@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,6 +84,7 @@ class SearchRequest:
         Values.parse(self.values)
         rules = {
             "finetune_epochs": (0 <= self.finetune_epochs < 1e6, "at least 0"),
+            "batch_size": (self.batch_size >= 2, "at least 2"),
             "objective": (self.objective in OBJECTIVES, " or ".join(OBJECTIVES)),
             "sampler": (self.sampler in SAMPLERS, ", ".join(SAMPLERS)),
             "timeout": (self.timeout is None or self.timeout > 0, "in seconds, above 0"),
@@ -113,14 +113,23 @@ def as_percent(floor: float) -> str:
     return f"{100 * floor:.12g}"
 
 
-def study_name(source: Source, request: SearchRequest, floors: Sequence[float]) -> str:
+def asked_floors(request: SearchRequest) -> dict[str, Any]:
+    """What a study's constants say of its floors: as they were asked for, because the dense network's accuracy may be
+    another by an image on another machine."""
+    if request.accuracy_floor is not None:
+        return {"accuracy_floor": request.accuracy_floor}
+    return {"max_drop": sorted(set(request.max_drop))}
+
+
+def study_name(source: Source, request: SearchRequest) -> str:
     """By what makes a study another one; the defaults of values and objective go without saying."""
     values = "" if request.values == "fp32" else f"-{request.values.replace(':', '')}"
     objective = "" if request.objective == OBJECTIVES[0] else f"-{request.objective.removesuffix('_bytes')}"
     bounds = bounds_record(source)
     within = f"-within{hashlib.sha256(json.dumps(bounds).encode()).hexdigest()[:6]}" if bounds else ""
-    at = "-".join(f"{100 * floor:.2f}" for floor in floors)
-    return f"{source.label}-floor{at}-ft{request.finetune_epochs:g}{values}{objective}{within}"
+    drops = "-".join(f"{drop:g}" for drop in sorted(set(request.max_drop)))
+    at = f"drop{drops}" if request.accuracy_floor is None else f"floor{request.accuracy_floor:g}"
+    return f"{source.label}-{at}-ft{request.finetune_epochs:g}{values}{objective}{within}"
 
 
 def bounds_record(source: Source) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from netprune.screening import Screen
 from netprune.seeding import best_rule, ranked, seed_path
 from sweeps import artifacts, interrupts, tracking
 from sweeps.inputs import log_data
-from sweeps.limits import Limits
+from sweeps.limits import Limits, Spent
 from sweeps.progress import Progress, report
 from sweeps.proposing import Aims, Proposer
 from sweeps.scores import Tried
@@ -30,6 +30,7 @@ from sweeps.stages.request import (
     SearchRequest,
     accuracy_floors,
     as_percent,
+    asked_floors,
     bounds_record,
     finetuning_for,
     study_name,
@@ -88,7 +89,7 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
     constants = {
         "weights_digest": source.header.dense_digest,
         "val_digest": source.dataset.val_digest(),
-        "accuracy_floor": list(floors),
+        **asked_floors(request),
         "finetune_epochs": request.finetune_epochs,
         "batch_size": request.batch_size,
         "saliency": request.scan.saliency,
@@ -96,7 +97,7 @@ def run_search(source: Source, request: SearchRequest) -> SearchOutcome:
         "objective": request.objective,
         **bounds_record(source),
     }
-    name = request.study_name or study_name(source, request, floors)
+    name = request.study_name or study_name(source, request)
     bounds = source.bounds or find_bounds(source.model)
     study = SparsityStudy(
         name,
@@ -128,6 +129,8 @@ def _at_work(
         tags[tracking.STORAGE] = masked(request.storage)
     with tracking.tracked_run("search", f"study {study.name}", config, tags=tags, reopen=known) as run_id:
         study.run_id = run_id
+        if known is not None and study.crew.leads:  # those that join it have limits of their own
+            tracking.log_newest("search", config)
         # a leader may have died between opening the run and this
         if known is None or (study.crew.leads and "accuracy_floor" not in tracking.find_run(run_id).metrics):
             _log_dense(source, dense, study.floors)
@@ -203,7 +206,13 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
     starts = Starts(source, study, finetune, screen)
     trials = Trials(starts, request.objective, request.seed)
     proposer = _proposer(study, request, basis, screen, trials)
-    limits = Limits(trials=request.trials, timeout=left(), epochs=request.epochs, epochs_a_trial=trials.epochs_a_trial)
+    limits = Limits(
+        trials=request.trials,
+        timeout=left(),
+        epochs=request.epochs,
+        epochs_a_trial=trials.epochs_a_trial,
+        before=study.before,
+    )
     probes = Probes(source, study, request, limits)
     if request.workers > 1:
         run_workers(
@@ -217,12 +226,18 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
     for share in probes.shares:
         trials.resume()
         part = replace(limits, share=share)
-        study.run(trials.evaluate, part, proposer, trials.reporter(limits), trials.settle)
+        if not study.run(trials.evaluate, part, proposer, trials.reporter(limits), trials.settle):
+            return
         probes()
     while True:
         trials.resume()
-        study.run(trials.evaluate, limits, proposer, trials.reporter(limits), trials.settle)
-        if not (study.crew.leads and study.look().running):
+        if not study.run(trials.evaluate, limits, proposer, trials.reporter(limits), trials.settle):
+            return
+        if not study.crew.leads:
+            return
+        seen = study.look()
+        if not seen.running:
+            study.before = Spent(trials=seen.done, epochs=seen.epochs)
             return
         _wait(lambda: not study.look().running)  # and then do what a worker may have left by dying
 
