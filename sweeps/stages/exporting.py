@@ -42,7 +42,7 @@ def run_export(model_uri: str, out: str, model: str = "") -> Exported:
     """Write a network as a plain dense state dict or as ONNX.
 
     Args:
-        model_uri: a packed file, or what `registry.fetch_model` takes; empty for the champion of the model registered last.
+        model_uri: a packed file, or what `registry.fetch_model` takes; empty for `registry.newest_model`.
         out: the file, ending in `.pt` or `.onnx`; one that is there already is never replaced.
         model: `module:function` that builds the network, if it is of the user's own class.
 
