@@ -274,8 +274,9 @@ def _open(options: argparse.Namespace) -> Setting:
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__ or "")
-    made.set_defaults(width=128)
+    made = parser(__doc__ or "", weights=False)
+    made.add_argument("--weights", help="plain state dict of a Net10; default: none, Gaussian weights")
+    made.add_argument("--width", type=int, default=128, help="channels of its first layer (default 128)")
     made.add_argument("--share", type=float, default=1.0, help="of the training images for finetuning (default 1)")
     made.add_argument("--batch-size", type=int, default=256, help="images a finetuning step (default 256)")
     made.add_argument("--densities", type=float, nargs="+", help="kept weights (default 0.1 0.05 0.02 0.01)")

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from sweeps.command import command, data_options, source_options
+from sweeps.command import command
+from sweeps.options import data_options, source_options
 from sweeps.stages.analysis import ALLOCATIONS, run_analysis, size_table
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
 from sweeps.store import where_to_look
@@ -17,7 +18,11 @@ from sweeps.store import where_to_look
 @data_options("auto")
 @click.option("--allocation", default="none", help=f"Prune in one shot and compare: {ALLOCATIONS}.")
 def main(allocation: str, **options: Any) -> None:
-    """Count parameters, zeros, bits and MiB; draw weight histograms and parameters per layer."""
+    """Count parameters, zeros, bits and MiB; draw weight histograms and parameters per layer.
+
+    Makes a run with the figures and the table, size.txt. A rule that goes by damage takes the network's scan from the
+    store, or makes it first.
+    """
     data = DataRequest.of(options)
     source = open_source(SourceRequest(**options), data)
     analysis = run_analysis(source, allocation)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from sweeps.command import command, own_option
+from sweeps.command import command
+from sweeps.options import own_option
 from sweeps.stages.exporting import run_export
 from sweeps.table import count
 
@@ -13,12 +14,20 @@ from sweeps.table import count
 @click.option(
     "--model-uri",
     default="",
-    help="Network: models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a packed file; default: registered last.",
+    help="Network: models:/NAME@ALIAS, models:/NAME/VERSION, a run id, or a packed file; default: the champion of the "
+    "model registered last, or its newest version if it has none.",
 )
 @own_option
-@click.option("--out", default="model.pt", help="File to write: .pt for a plain dense state dict, .onnx for ONNX.")
+@click.option(
+    "--out",
+    default="model.pt",
+    help="File to write, never replaced: .pt for a plain dense state dict, .onnx for ONNX (needs netprune[onnx]).",
+)
 def main(model_uri: str, model: str, out: str) -> None:
-    """Write a network as a plain dense state dict, or as ONNX that onnxruntime has been found to run as torch does."""
+    """Write a network as a plain dense state dict, or as ONNX that onnxruntime has been found to run as torch does.
+
+    The state dict is of a network that takes normalised images; the ONNX model takes pixels in [0, 1].
+    """
     made = run_export(model_uri, out, model)
     click.echo(f"{made.origin} → {made.path}, {count(made.bytes)} bytes")
 

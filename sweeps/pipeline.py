@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from netprune.recipes import TrainConfig
-from sweeps.command import bounds_options, command, data_options, network_option, storage_option
+from sweeps.command import command
+from sweeps.options import bounds_options, data_options, network_option, storage_option
 from sweeps.stages.pipeline import run_pipeline
 from sweeps.stages.registering import registered_lines, summary_table
 from sweeps.stages.request import SearchRequest
@@ -19,13 +20,13 @@ from sweeps.store import where_to_look
 @command("python -m sweeps.pipeline --dataset digits --width 16 --max-drop 2 --trials 14")
 @data_options("digits")
 @network_option
-@click.option("--width", default=16, help="Channels of Net10's first layer.")
+@click.option("--width", default=16, help="Channels of the first layer; for Net10 only.")
 @bounds_options
 @click.option("--epochs", default=10, help="Training epochs of the dense network.")
 @click.option("--batch-size", default=64, help="Images a step, in training and finetuning.")
-@click.option("--max-drop", default=2.0, help="Points of validation accuracy that may be lost.")
+@click.option("--max-drop", default=2.0, help="Points of validation accuracy that may be lost, one number.")
 @click.option("--trials", default=14, help="Trials of the study.")
-@click.option("--finetune-epochs", default=1, help="Finetune epochs a trial.")
+@click.option("--finetune-epochs", default=1, help="Finetune epochs a trial, whole ones.")
 @click.option("--seed", default=0, help="Of training, sampler and finetuning.")
 @storage_option
 def main(
@@ -43,7 +44,10 @@ def main(
     storage: str,
     **options: Any,
 ) -> None:
-    """Train a network, a small Net10 by default, scan it, search, register the winner and draw the study."""
+    """Train a network, a small Net10 by default, scan it, search, register the winner and draw the study.
+
+    Every start trains anew and makes a new study.
+    """
     training = TrainRequest(
         data=DataRequest.of(options),
         source=SourceRequest(model=model, width=width, keep=keep, limit=limit),

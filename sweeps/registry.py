@@ -160,16 +160,20 @@ def find_version(name: str, tags: Mapping[str, str]) -> tuple[int, str] | None:
     return (int(found.version), str(found.run_id)) if found else None
 
 
-def newest_version() -> str:
-    """The URI of the version that was registered last, of any study.
+def newest_model() -> str:
+    """The URI of the champion of the model that was registered last, of any study; of its newest version where the name
+    has no champion.
+
+    A study with several floors registers the highest floor's network, which is the champion, before the others.
 
     Raises:
         InputError: if there is none.
     """
-    versions = mlflow.MlflowClient().search_model_versions(order_by=["creation_timestamp DESC"])
-    for version in versions:
+    client = mlflow.MlflowClient()
+    for version in client.search_model_versions(order_by=["creation_timestamp DESC"]):
         if TRIAL in version.tags:
-            return f"models:/{version.name}/{version.version}"
+            champion = CHAMPION in client.get_registered_model(version.name).aliases
+            return f"models:/{version.name}{f'@{CHAMPION}' if champion else f'/{version.version}'}"
     raise InputError(
         f"no pruned model is registered in {mlflow.get_tracking_uri()}: run `python -m sweeps.register` first, or name "
         f"a model or a packed file with model_uri."

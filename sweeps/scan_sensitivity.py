@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+from netprune.allocation import BY_DAMAGE
 from netprune.curves import fit
 from netprune.sensitivity import LayerCurve, Sensitivity
-from sweeps.command import command, data_options, scan_options, source_options
+from sweeps.command import command
+from sweeps.options import data_options, scan_options, source_options
 from sweeps.stages.repeating import first_search_command
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest, part_way, run_scan
 from sweeps.stages.source import DataRequest, SourceRequest, open_source
@@ -20,13 +22,21 @@ DAMAGES = (0.02, 0.1, 0.5)
 @command("python -m sweeps.scan_sensitivity --weights net10.pt --dataset digits --keep conv1 --max-se 0.01")
 @source_options
 @data_options("auto")
-@scan_options
+@scan_options("auto: what a short measurement finds fastest; fp32: the bits of whole passes.")
 @click.option(
-    "--around", default="none", help="Scan what is left after pruning to RULE:DENSITY, such as kept_norm:0.1."
+    "--around",
+    default="none",
+    help="Scan what pruning by magnitude to RULE:DENSITY leaves, such as kept_norm:0.1; no rule by damage "
+    f"({', '.join(BY_DAMAGE)}).",
 )
-@click.option("--finetune-epochs", default=1, help="Epochs of finetuning before that scan; 0 for none.")
+@click.option(
+    "--finetune-epochs", default=1, help="With --around: epochs of finetuning before the scan, in fp32; 0 for none."
+)
 def main(around: str, finetune_epochs: int, **options: Any) -> None:
-    """Prune each weight tensor alone, by more and more, and evaluate: curves, figure and table go to MLflow."""
+    """Prune each weight tensor alone, by more and more, and evaluate: curves and figures go to MLflow.
+
+    Layers of --keep are left out; --limit changes nothing that is measured.
+    """
     request = ScanRequest.of({name: options.pop(name) for name in SCAN_OPTIONS})
     data = DataRequest.of(options)
     asked = source = open_source(SourceRequest(**options), data)

@@ -9,7 +9,8 @@ import click
 from netprune import distributed, recipes
 from netprune.precision import Precision
 from netprune.recipes import RECIPES
-from sweeps.command import AutoOr, data_options, model_options, model_words, team_command
+from sweeps.command import team_command
+from sweeps.options import AutoOr, data_options, model_options, model_words
 from sweeps.stages.source import AUTO, DataRequest, SourceRequest
 from sweeps.stages.training import NEWEST, TrainRequest, assist_training, run_training
 from sweeps.table import percent
@@ -17,24 +18,39 @@ from sweeps.table import percent
 FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
 
 
+def auto(figure: str) -> str:
+    """What the recipes have for a figure, in words.
+
+    >>> auto("grad_clip")
+    '; auto: document 0.1, fast inf.'
+    """
+    return f"; auto: {', '.join(f'{name} {getattr(recipes.recipe(name), figure):g}' for name in RECIPES)}."
+
+
 @team_command("python -m sweeps.train --dataset photos --image-size 64 --recipe fast --epochs 10")
 @data_options("cifar10")
 @model_options
 @click.option("--recipe", default="document", help=f"{' or '.join(RECIPES)}: what the figures left at auto come from.")
-@click.option("--epochs", type=AutoOr(int), default=AUTO, help="Passes over the training images.")
-@click.option("--batch-size", type=AutoOr(int), default=AUTO, help="Images a step.")
-@click.option("--max-lr", type=AutoOr(float), default=AUTO, help="Peak of the learning rate.")
+@click.option("--epochs", type=AutoOr(int), default=AUTO, help=f"Passes over the training images{auto('epochs')}")
+@click.option("--batch-size", type=AutoOr(int), default=AUTO, help=f"Images a step{auto('batch_size')}")
+@click.option("--max-lr", type=AutoOr(float), default=AUTO, help=f"Peak of the learning rate{auto('max_lr')}")
 @click.option(
     "--weight-decay",
     type=AutoOr(float),
     default=AUTO,
-    help="Decay of the weights: an L2 term of the gradient, decoupled from it for Muon.",
+    help=f"Decay of the weights: an L2 term of the gradient, decoupled from it for Muon{auto('weight_decay')}",
 )
-@click.option("--grad-clip", type=AutoOr(float), default=AUTO, help="Gradient values are clipped to ± this.")
+@click.option(
+    "--grad-clip",
+    type=AutoOr(float),
+    default=AUTO,
+    help=f"Gradient values are clipped to ± this, with inf not at all{auto('grad_clip')}",
+)
 @click.option(
     "--precision",
     default="auto",
-    help="auto: what is fastest here; fp32, bf16, or winograd (fp32, wide layers faster) repeat themselves bit by bit.",
+    help="auto: what is fastest here; fp32, bf16, or winograd (fp32, wide layers faster; on a CPU only), which repeat "
+    "themselves bit by bit on a CPU.",
 )
 @click.option("--seed", default=0, help="Initial weights, order, crops, flips and dropout.")
 @click.option(
@@ -42,7 +58,7 @@ FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed"
     is_flag=False,
     flag_value=NEWEST,
     default="",
-    help="Go on with an interrupted training: newest or a run id.",
+    help="Go on with an interrupted training: newest, which is also --resume alone, or a run id.",
 )
 def main(recipe: str, precision: Precision, resume: str, **options: Any) -> None:
     """Train Net10, VGG16 or a network of your own.

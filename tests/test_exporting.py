@@ -50,6 +50,29 @@ def test_export_of_a_packed_file_needs_no_registered_model(store, tiny_net, tiny
     assert torch.load("plain.pt", weights_only=True).keys() == tiny_net.state_dict().keys()
 
 
+@pytest.fixture
+def floors(registered, store, tiny_header):
+    """A second version of `small` that is no champion: what a study with two floors registers last."""
+    lower = build_model(ARCHITECTURE, seed=1)
+    with tracking.tracked_run("register", "r", {}) as run_id:
+        uri = registry.log_model(pack(lower, tiny_header), tiny_header)
+        tags = {registry.TRIAL: run_id}
+        registry.register_model(uri, "small", run_id=run_id, tags=tags, description="", aliases=("floor-80-00",))
+    return registered, lower
+
+
+@pytest.mark.parametrize("champion", [True, False])
+def test_export_by_default_is_of_the_champion_and_of_the_newest_version_where_there_is_none(floors, champion):
+    if not champion:
+        mlflow.MlflowClient().delete_registered_model_alias("small", registry.CHAMPION)
+    result = run()
+    assert result.exit_code == 0, result.output
+    again = build_model(ARCHITECTURE)
+    load_weights(again, read_state_dict("model.pt"))
+    assert weights_digest(again) == weights_digest(floors[0] if champion else floors[1])
+    assert result.output.startswith("models:/small@champion" if champion else "models:/small/2")
+
+
 def test_export_to_onnx_predicts_as_the_registered_model_does(registered):
     result = run("--out", "net.onnx")
     assert result.exit_code == 0, result.output

@@ -42,7 +42,7 @@ def run_export(model_uri: str, out: str, model: str = "") -> Exported:
     """Write a network as a plain dense state dict or as ONNX.
 
     Args:
-        model_uri: a packed file, or what `registry.fetch_model` takes; empty for the version registered last.
+        model_uri: a packed file, or what `registry.fetch_model` takes; empty for `registry.newest_model`.
         out: the file, ending in `.pt` or `.onnx`; one that is there already is never replaced.
         model: `module:function` that builds the network, if it is of the user's own class.
 
@@ -55,7 +55,7 @@ def run_export(model_uri: str, out: str, model: str = "") -> Exported:
         raise InputError(f"out is {out!r}; it must end in .pt (a plain state dict) or .onnx.")
     if path.exists():
         raise InputError(f"{path} is there already: name another file with out, or remove it.")
-    origin = model_uri or registry.newest_version()
+    origin = model_uri or registry.newest_model()
     if Path(origin).is_file():
         packed = read_packed(origin, builder(model), max_bytes=sys.maxsize)  # the user's own, however large
     else:
