@@ -228,7 +228,7 @@ def both(tiny_dataset, tmp_path_factory):
     """What the first and the second process saw; processes that hang are killed."""
     folder, ports = tmp_path_factory.mktemp("both"), [free_port() for _ in range(1 + len(FAILURES))]
     started = torch.multiprocessing.spawn(work, (ports, str(folder), tiny_dataset), nprocs=2, join=False)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     try:
         while not started.join(timeout=1):
             assert time.monotonic() < end, "the two processes hang"

@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -457,17 +458,18 @@ def test_study_on_trial_is_told_the_results_so_far():
     assert told == [(1, 500), (2, 400), (3, 300)]
 
 
-def test_study_timeout_starts_no_new_trial_and_finishes_the_running_one():
-    calls = []
+def test_study_timeout_starts_no_new_trial_and_finishes_the_running_one(monkeypatch):
+    calls, now = [], [10.0]
 
     def slow(number, _, record, _seen):
         calls.append(number)
-        time.sleep(0.3)
+        now[0] += 0.3
         record(score(100, 0.9))
         return score(100, 0.9)
 
     study = make_study()
-    run(study, slow, 50, timeout=0.2)
+    monkeypatch.setattr("sweeps.limits.time", SimpleNamespace(monotonic=lambda: now[0]))
+    run(study, slow, 50, timeout=0.2, begun=now[0])
     assert calls == [0]
     assert study.look().done == 1
 
