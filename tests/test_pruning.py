@@ -14,6 +14,7 @@ from netprune.gradients import loss_gradients
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
+from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning, prune_and_finetune
 from netprune.quantise import SIGNIFICANT_BITS, Values, round_significand
 from netprune.recalibration import recalibrate
@@ -67,6 +68,17 @@ def test_prune_candidate_equals_its_steps_taken_one_by_one(tiny_net, tiny_datase
     train(model, tiny_dataset, RECIPE, held=Held(masks=masks))
     assert weights_digest(unpack(data).model) == weights_digest(model)
     assert result.seed == 4
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_prune_candidate_of_a_network_that_runs_contiguous_only_is_finetuned(
+    contiguous_net, tiny_dataset, tiny_header, precision
+):
+    fitted, _ = fit_to_device(contiguous_net, tiny_dataset, RECIPE, precision)
+    config = PruneConfig(finetune=fitted, values=Values.parse("codebook:4"))
+    header = replace(tiny_header, architecture=None)
+    result, _ = prune_candidate(contiguous_net, tiny_dataset, header, {"fc.weight": 0.5}, config)
+    assert result.val.loss < result.one_shot.loss
 
 
 def test_prune_candidate_one_shot_keeps_every_kept_weight(tiny_net, tiny_dataset, tiny_header):

@@ -727,6 +727,18 @@ def test_scan_in_fp32_measures_no_speed(trained, monkeypatch):
     assert scan(trained, DATA, EXACT).compute == "fp32, contiguous, batches of 500"
 
 
+def test_scan_of_a_network_that_runs_contiguous_only_stays_in_that_layout(contiguous_net, tiny_dataset, monkeypatch):
+    def seconds(model, images, way):  # channels_last would be chosen
+        return 0.5 if way.channels_last else 1.0
+
+    monkeypatch.setattr("netprune.compute.seconds_per_image", seconds)
+    found = scan(contiguous_net, tiny_dataset, ScanConfig(sparsities=(0.5, 1.0), max_se=0))
+    expected = scan(contiguous_net, tiny_dataset, ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32"))
+    assert "contiguous" in found.compute
+    for mine, exact in zip(found.curves, expected.curves, strict=True):
+        np.testing.assert_allclose(mine.damage, exact.damage, atol=0.05)
+
+
 def test_scan_by_default_chooses_for_itself_and_is_near_the_exact_one(trained):
     result = scan(trained, DATA, ScanConfig(sparsities=SPARSITIES, max_se=0))
     expected = scan(trained, DATA, EXACT)
