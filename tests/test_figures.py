@@ -100,6 +100,8 @@ def test_allocations_draw_every_rules_densities_and_where_the_last_one_stops(lay
         assert np.allclose(
             line(left, name).get_data(), [[max(1000 * (1 - sparsity), 0.5)], [fit(scan[name])(sparsity)]]
         )
+    assert "equal_slope stops at 20 %" in left.get_title()
+    assert "at 20 % of all weights" in right.get_title()
     assert draw(left.figure) > 1000
 
 

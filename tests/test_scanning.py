@@ -9,7 +9,8 @@ import pytest
 from netprune.bounds import find_bounds
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
-from netprune.models import weights_digest
+from netprune.masks import apply_masks, make_masks
+from netprune.models import prunable_weights, weights_digest
 from netprune.scan_record import ScanRecord
 from netprune.scanner import ScanConfig
 from netprune.sensitivity import Sensitivity
@@ -135,6 +136,18 @@ def test_scan_around_a_pruned_network_starts_where_that_is_and_is_another_scan(s
         assert curve.sparsities[0] > curve.start
     assert around.baseline == evaluate(left.model, source.dataset.val, source.dataset)
     assert not run_scan(source, request).reused
+
+
+@pytest.mark.usefixtures("store", "undrawn")
+@pytest.mark.parametrize(("left", "shown"), [(0.5, 0.05), (0.03, 0.015), (0.0, None)])
+def test_scan_of_a_pruned_network_shows_allocations_at_a_density_that_it_can_have(source, monkeypatch, left, shown):
+    apply_masks(source.model, make_masks(source.model, dict.fromkeys(prunable_weights(source.model), 1 - left)))
+    drawn = []
+    monkeypatch.setattr(scanning.figures, "allocations", lambda _, found, density: drawn.append((found, density)))
+    run_scan(source, FEW)
+    assert [density for _, density in drawn] == pytest.approx([] if shown is None else [shown], rel=0.02)
+    assert all(found.keys() == set(scanning.SHOWN_RULES) for found, _ in drawn)
+    assert runs()[-1].info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("around", ["knapsack:0.1", "uniform", "magic:0.1", "uniform:2"])

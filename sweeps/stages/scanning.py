@@ -32,6 +32,7 @@ AUTO = "auto"
 KEEP_SECONDS = 5.0
 SHOWN_RULES = ("uniform", "global_magnitude", "erk", "lamp", "kept_norm", "knapsack")
 SHOWN_DENSITY = 0.05
+"""Of the allocations in the figure; half of what is left, where that is less."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,8 +190,14 @@ def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
     artifacts.log_bytes(sensitivity.to_json().encode(), SENSITIVITY)
     drawn = {"sensitivity": figures.sensitivity_curves(sensitivity)}
     basis = Basis(model=source.model, sensitivity=sensitivity, bounds=source.bounds)
+    density = _shown_density(sensitivity)
     # else the budget may lie past the last points, or the limits
-    if all(curve.sparsities[-1] == 1 for curve in sensitivity.curves) and basis.least < SHOWN_DENSITY:
-        found = {rule: find_allocator(rule)(basis, SHOWN_DENSITY) for rule in SHOWN_RULES}
-        drawn["allocations"] = figures.allocations(sensitivity, found, SHOWN_DENSITY)
+    if all(curve.sparsities[-1] == 1 for curve in sensitivity.curves) and basis.least < density:
+        found = {rule: find_allocator(rule)(basis, density) for rule in SHOWN_RULES}
+        drawn["allocations"] = figures.allocations(sensitivity, found, density)
     artifacts.log_figures(drawn, run_id)
+
+
+def _shown_density(sensitivity: Sensitivity) -> float:
+    left = sum(curve.size * (1 - curve.start) for curve in sensitivity.curves)
+    return min(SHOWN_DENSITY, left / sum(curve.size for curve in sensitivity.curves) / 2)
