@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from netprune.callbacks import Callbacks
 from netprune.candidate import RECALIBRATED, prune_candidate
@@ -79,6 +80,23 @@ def test_prune_candidate_of_a_network_that_runs_contiguous_only_is_finetuned(
     header = replace(tiny_header, architecture=None)
     result, _ = prune_candidate(contiguous_net, tiny_dataset, header, {"fc.weight": 0.5}, config)
     assert result.val.loss < result.one_shot.loss
+
+
+@pytest.mark.parametrize("values", ["fp32", "int8", "codebook:4"])
+def test_prune_candidate_of_tied_weights_prunes_scores_and_ships_them_as_one(tiny_dataset, tiny_header, values):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        convs = [nn.Conv2d(3, 4, 3, stride=4, padding=1), *(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))]
+        model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(256, 3))
+    model[2].weight = model[1].weight
+    sparsity = dict.fromkeys(prunable_weights(model), 0.5)
+    config = replace(FINETUNED, values=Values.parse(values), spared=tuple(sparsity))
+    result, data = prune_candidate(model, tiny_dataset, replace(tiny_header, architecture=None), sparsity, config)
+    assert result.measured.keys() == {"0.weight", "1.weight", "4.weight"}
+    assert result.sparsity == pytest.approx(0.5, abs=0.01)
+    shipped = unpack(data, lambda _: copy.deepcopy(model)).model
+    assert shipped[2].weight is shipped[1].weight
+    assert result.val == evaluate(shipped, tiny_dataset.val, tiny_dataset)
 
 
 def test_prune_candidate_one_shot_keeps_every_kept_weight(tiny_net, tiny_dataset, tiny_header):
