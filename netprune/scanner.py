@@ -161,12 +161,13 @@ class _Scanner:
         return self.record.count(point) == len(self.dataset.val) or self._sharp(point)
 
     def _sharp(self, point: Point) -> bool:
-        """Whether enough images have been seen."""
+        """Whether enough images have been seen; no number of them makes a damage finite that is not."""
         count = self.record.count(point)
         if count < min(ROUND_IMAGES, len(self.dataset.val)) or not self.config.max_se:
             return False
         damage = self._differences(point)
-        return standard_error(damage) <= max(self.config.max_se, RELATIVE_SE * damage.double().mean().item())
+        mean = damage.double().mean().item()
+        return not math.isfinite(mean) or standard_error(damage) <= max(self.config.max_se, RELATIVE_SE * mean)
 
     def _differences(self, point: Point) -> Tensor:
         losses = self.record.losses[point]

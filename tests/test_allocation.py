@@ -428,6 +428,19 @@ def test_rule_by_damage_below_the_scans_reach_is_refused(rule):
 
 
 @pytest.mark.parametrize("rule", [equal_drop, equal_slope, knapsack])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("density", [0.5, 0.2])
+def test_rule_by_damage_never_goes_where_the_damage_is_not_finite(rule, broken, density):
+    sparsities, damages = [0.5, 0.9, 0.99], ([0.1, 0.2, 0.3], [0.2, 0.6, 0.9])
+    known = scan_of(*(curve(name, 500, sparsities, d) for name, d in zip("ab", damages, strict=True)))
+    whole = scan_of(*(curve(n, 500, [*sparsities, 1.0], [*d, broken]) for n, d in zip("ab", damages, strict=True)))
+    assert rule(whole, density) == rule(known, density)
+    assert max(rule(whole, density).values()) <= 0.99
+    with pytest.raises(InputError, match=r"last points of finite damage keep 0\.01 of the weights"):
+        rule(whole, 0.005)
+
+
+@pytest.mark.parametrize("rule", [equal_drop, equal_slope, knapsack])
 def test_rule_by_damage_of_a_pruned_network_goes_on_from_there(rule):
     scan = scan_of(
         curve("a", 100, [0.6, 0.9, 1.0], [0.1, 0.2, 1.0], start=0.5),

@@ -47,6 +47,18 @@ class Small(nn.Module):
         return self.fc(self.drop(self.features(images)))
 
 
+class Cosine(Small):
+    """Divides by the length of its features: with the first convolution emptied there is none, and no loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1.bias = self.conv2.bias = None
+
+    def features(self, images):
+        x = super().features(images)
+        return x / x.norm(dim=1, keepdim=True)
+
+
 class Narrow(nn.Module):
     """108 and 12 weights: the grid has fewer steps there."""
 
@@ -361,6 +373,16 @@ def test_scan_counts_the_points_that_never_get_sharp(trained, small_rounds, max_
         assert all((curve.count == 40).all() for curve in result.curves)
 
 
+def test_scan_of_a_point_without_a_finite_loss_stops_there_and_is_not_missed(small_rounds):
+    found = scan(train_a_little(Cosine()), DATA, ScanConfig(sparsities=SPARSITIES, max_se=0.3, precision="fp32"))
+    curve = found["conv1.weight"]
+    assert np.isfinite(curve.damage).tolist() == [True, True, False]
+    assert curve.count[-1] == 40
+    assert found.missed == 0
+    assert curve.while_finite().sparsities.tolist() == [0.4, 0.9]
+    assert found["conv2.weight"].while_finite() is found["conv2.weight"]
+
+
 def test_scan_of_fewer_images_than_a_round_takes_them_all(trained):
     data = replace(DATA, val=coloured(9, 5))
     result = scan(trained, data, ScanConfig(precision="fp32"))
@@ -459,6 +481,14 @@ def test_midpoints_beyond_the_loss_of_guessing_are_not_wanted():
     curve = synthetic(HALVES, damage)
     assert decades(grid.midpoints(curve, 1.0, 1000)) == pytest.approx([1.25, 1.75])
     assert grid.midpoints(curve, 1.0, 10) == []
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_midpoints_of_a_damage_that_is_not_finite_lie_before_it(broken):
+    rising = [max(0.0, 2 * (x - 1)) for x in HALVES]
+    curve = synthetic(HALVES, [*rising[:4], broken, 9.0])
+    assert decades(grid.midpoints(curve, 1.0, 1000)) == pytest.approx([0.75, 1.25])
+    assert grid.midpoints(synthetic(HALVES, [broken] * 6), 1.0, 1000) == []
 
 
 def test_midpoints_towards_nothing_left_are_not_wanted():

@@ -1,6 +1,7 @@
 """The scan's stage: one run a scan, found again, and gone on with after an interrupt."""
 
 import json
+import math
 from dataclasses import replace
 
 import mlflow
@@ -174,6 +175,23 @@ def test_damage_table_of_a_layer_that_does_little_damage_says_more_unless_all_of
     assert line.startswith("conv1.0.weight")
     assert line.count(cell) == 3
     assert ("> " in line) == (last < 1)
+
+
+@pytest.mark.usefixtures("store", "undrawn")
+def test_scan_of_a_damage_that_is_not_finite_is_kept_as_json_and_tabled(source, monkeypatch):
+    measured = scanning.scan(source.model, source.dataset, FEW.config)
+    measured.curves[0].damage[-1] = math.nan
+    monkeypatch.setattr(scanning, "scan", lambda *_args, **_options: measured)
+    run_id = run_scan(source, FEW).run_id
+    assert runs()[-1].info.status == "FINISHED"
+    text = scanning.artifacts.read_artifact(run_id, scanning.SENSITIVITY).decode()
+    json.loads(text, parse_constant=pytest.fail)
+    again = run_scan(source, FEW)
+    assert again.reused
+    line = damage_table(again.sensitivity).splitlines()[2]
+    assert line.startswith("conv1.0.weight")
+    assert "not finite" in line
+    assert "100.00 %" not in line
 
 
 def test_damage_table_names_dead_layers_whole_passes_and_missed_points(source):

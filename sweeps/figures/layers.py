@@ -36,7 +36,8 @@ def sensitivity_curves(sensitivity: Sensitivity) -> Figure:
         style = {**_style(i), "markersize": 4, "capsize": 2, "label": drawn(curve.layer)}
         x = np.where(density > 0, density, least / GONE)  # a log axis has no zero
         left.errorbar(x, 100 * curve.accuracy, 100 * curve.accuracy_se, **style)
-        right.errorbar(x, curve.damage, curve.damage_se, **style)
+        known = len(curve.while_finite().damage)
+        right.errorbar(x[:known], curve.damage[:known], curve.damage_se[:known], **style)
     left.axhline(100 * sensitivity.baseline.accuracy, color="black", linestyle="--", label="dense")
     right.axhline(0.0, color="black", linestyle="--", label="dense")
     gone = any((density == 0).any() for density in densities)

@@ -11,6 +11,7 @@ from typing import Any
 from netprune.allocation import Basis, allocation_from, find_allocator
 from netprune.callbacks import Callbacks
 from netprune.errors import InputError
+from netprune.masks import Sparsity
 from netprune.models import weights_digest
 from netprune.precision import fit_to_device
 from netprune.pruning import finetuning, prune_and_finetune
@@ -191,9 +192,8 @@ def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
     drawn = {"sensitivity": figures.sensitivity_curves(sensitivity)}
     basis = Basis(model=source.model, sensitivity=sensitivity, bounds=source.bounds)
     density = _shown_density(sensitivity)
-    # else the budget may lie past the last points, or the limits
-    if all(curve.sparsities[-1] == 1 for curve in sensitivity.curves) and basis.least < density:
-        found = {rule: find_allocator(rule)(basis, density) for rule in SHOWN_RULES}
+    found = _allocations(basis, density)
+    if found:
         drawn["allocations"] = figures.allocations(sensitivity, found, density)
     artifacts.log_figures(drawn, run_id)
 
@@ -201,3 +201,11 @@ def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
 def _shown_density(sensitivity: Sensitivity) -> float:
     left = sum(curve.size * (1 - curve.start) for curve in sensitivity.curves)
     return min(SHOWN_DENSITY, left / sum(curve.size for curve in sensitivity.curves) / 2)
+
+
+def _allocations(basis: Basis, density: float) -> dict[str, Sparsity]:
+    """Of each rule that is shown; none where the density lies past the curves' last points, or the limits."""
+    try:
+        return {rule: find_allocator(rule)(basis, density) for rule in SHOWN_RULES}
+    except InputError:
+        return {}
