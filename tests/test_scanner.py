@@ -557,6 +557,22 @@ def test_scan_of_a_pruned_network_starts_from_where_it_is(trained):
             assert curve.damage[i] == pytest.approx(direct.loss - result.baseline.loss, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["taylor", "random"])
+def test_scan_of_a_pruned_network_by_another_saliency_prunes_as_much_as_asked(trained, monkeypatch, name):
+    started = pruned(trained, dict.fromkeys(LAYERS, 0.5))
+    prune, left = scanner._Scanner._prune, []
+
+    def spy(self, layer, sparsity):
+        prune(self, layer, sparsity)
+        weight = self.weights[layer]
+        left.append((int((weight == 0).sum()), pruned_count(weight.numel(), max(sparsity, 0.5))))
+
+    monkeypatch.setattr(scanner._Scanner, "_prune", spy)
+    scan(started, DATA, EXACT, saliency=SALIENCIES[name])
+    assert len(left) == len(LAYERS) * len(SPARSITIES)
+    assert all(found == asked for found, asked in left)
+
+
 def test_scan_of_a_network_with_an_empty_layer_has_nothing_to_prune_there(trained):
     model = pruned(trained, {"conv2.weight": 1.0})
     result = scan(model, DATA, ScanConfig(max_se=0, precision="fp32"))
