@@ -18,8 +18,8 @@ from torch import Tensor
 from netprune.errors import InputError
 
 Saliency = Callable[..., Tensor]
-"""`(weight)` or `(weight, gradient)`, of one shape → scores of that shape, no NaN, higher = kept longer. Scores of zeros
-do not count: see `score`."""
+"""`(weight)` or `(weight, gradient)`, of one shape → scores of that shape, no NaN, higher = kept longer. Zeros
+have none that counts: see `score`."""
 Gradients = Mapping[str, Tensor]
 """Weight name → mean gradient of the loss, of the weight's shape."""
 
