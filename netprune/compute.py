@@ -83,11 +83,11 @@ def choose_compute(model: nn.Module, images: Tensor, *, bf16: bool = True) -> Co
 
     Args:
         model: its memory format is changed, its values are not; used in eval mode without gradients.
-        images: normalised, `(N, C, H, W)`, on the model's device; 512 are enough.
+        images: normalised, `(N, C, H, W)`, on the model's device; 512 are enough. No batch is larger than they are.
         bf16: whether bfloat16 may be chosen.
     """
     rough = seconds_per_image(model, images, Compute(batch_size=FEW_IMAGES))
-    probe = max(FEW_IMAGES, min(PROBE_IMAGES, int(LONGEST_SECONDS / rough)))
+    probe = min(len(images), max(FEW_IMAGES, min(PROBE_IMAGES, int(LONGEST_SECONDS / rough))))
     layouts = (False, True) if runs_in(model, images[:FEW_IMAGES], Format(channels_last=True)) else (False,)
     forms = [Compute(bf16=b, channels_last=c, batch_size=probe) for b in (False, bf16) for c in layouts]
     if images.device.type == "cpu" and True in layouts:

@@ -33,11 +33,12 @@ def recalibrate(model: nn.Module, dataset: Dataset, images: int = 2048) -> None:
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
         return
-    split = dataset.train.first(max(2, images))
+    total = min(max(2, images), len(dataset.train))
     # nearly equal ones, for each counts the same: the few images that are left over would have a full batch's weight
-    count = math.ceil(len(split) / max(LEAST, batch_for(dataset.image_size, BATCH)))
-    parts = torch.tensor_split(split.images, count)
-    batches = (normalise(part, dataset) for part in parts if len(part) > 1)
+    count = math.ceil(total / max(LEAST, batch_for(dataset.image_size, BATCH)))
+    parts = torch.tensor_split(torch.arange(total), count)
+    places = [(int(part[0]), int(part[-1]) + 1) for part in parts if len(part) > 1]
+    batches = (normalise(dataset.train.between(start, stop), dataset) for start, stop in places)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     # a network of the user's own may draw random numbers in eval mode too

@@ -100,6 +100,14 @@ def test_recalibrate_larger_images_go_in_smaller_batches(tiny_dataset, tiny_net,
     assert seen == [batch] * (300 // batch)
 
 
+def test_recalibrate_reads_a_batch_at_a_time(tiny_dataset, tiny_net, monkeypatch):
+    read, between = [], Split.between
+    monkeypatch.setattr(Split, "between", lambda *given: read.append(given[1:]) or between(*given))
+    train = tiny_dataset.train.take(torch.arange(600) % 72)
+    recalibrate(tiny_net, replace(tiny_dataset, train=train), images=512)
+    assert read == [(0, 256), (256, 512)]
+
+
 def test_recalibrate_network_without_normalisation_is_left_alone(tiny_dataset):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))
     before = model[1].weight.clone()

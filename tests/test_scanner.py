@@ -768,6 +768,17 @@ def test_scan_goes_by_the_check_of_the_number_format(trained, monkeypatch, agree
     assert result.compute.startswith("bf16" if agrees else "fp32")
 
 
+def test_scan_of_larger_images_takes_fewer_at_a_time_and_as_many_a_point(monkeypatch):
+    data = replace(DATA, val=Split(torch.zeros(300, 3, 64, 64, dtype=torch.uint8), torch.arange(300) % 3))
+    taken, images = [], scanner._Scanner._images
+    monkeypatch.setattr(scanner._Scanner, "_images", lambda *given: taken.append(given[1:]) or images(*given))
+    monkeypatch.setattr(scanner, "choose_compute", lambda *_, **__: Compute(batch_size=16))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    found = scan(model, data, ScanConfig(sparsities=(0.5,), max_se=9.0))
+    assert taken == [(0, 4), (0, 128), (0, 64), (64, 128), (128, 192), (192, 256)]
+    assert found["2.weight"].count.tolist() == [256]
+
+
 def test_scan_in_fp32_measures_no_speed(trained, monkeypatch):
     monkeypatch.setattr(scanner, "choose_compute", None)
     assert scan(trained, DATA, EXACT).compute == "fp32, contiguous, batches of 500"
