@@ -12,7 +12,7 @@ from netprune.candidate import RECALIBRATED, prune_candidate
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.gradients import loss_gradients
-from netprune.masks import apply_masks, make_masks
+from netprune.masks import apply_masks, make_masks, measured_sparsity
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.precision import fit_to_device
@@ -215,6 +215,55 @@ def test_finetuning_of_part_of_an_epoch_takes_part_of_the_images(tiny_dataset, e
     assert config.finetune == TrainConfig(**FINETUNE | {"epochs": whole, "batch_size": 64, "seed": 2})
     assert config.share == share
     assert len(config.part(tiny_dataset).train) * whole == epochs * len(tiny_dataset.train)
+
+
+@pytest.mark.parametrize("gradual", [0.0, 0.5])
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 3), (1.5, 8), (2, 10)])
+def test_finetuning_of_part_of_an_epoch_takes_the_steps_of_its_images(tiny_net, tiny_dataset, epochs, steps, gradual):
+    config = finetuning(epochs, batch_size=16)
+    config = replace(config, finetune=replace(config.finetune, gradual=gradual))
+    taken = []
+    callbacks = Callbacks(on_step=lambda *step: taken.append(step))
+    prune_and_finetune(tiny_net, tiny_dataset, {"conv2.0.weight": 0.5}, config, callbacks=callbacks)
+    assert taken == [(step, steps) for step in range(1, steps + 1)]
+
+
+def test_finetuning_of_one_and_a_half_epochs_goes_on_where_as_long_a_one_has_ended(tiny_dataset):
+    numbered = replace(tiny_dataset, train=replace(tiny_dataset.train, labels=torch.arange(72)))
+    config = finetuning(1.5, seed=2)
+    order = torch.randperm(72, generator=torch.Generator().manual_seed(2))
+    # two passes over three quarters each time: the second part begins with the last quarter of the order
+    assert torch.equal(config.part(numbered).train.labels, order[:54])
+    assert torch.equal(replace(config, had=1.5).part(numbered).train.labels, torch.cat([order[54:], order[:36]]))
+
+
+@pytest.mark.parametrize("config", [FINETUNED, GRADUAL], ids=["at once", "gradual"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_finetuned_has_the_dense_network_for_its_teacher_and_begins_where_it_should(
+    tiny_net, tiny_dataset, monkeypatch, config, goes_on
+):
+    trained = []
+
+    def spy(model, dataset, recipe, *, held, callbacks):
+        trained.append((copy.deepcopy(model), held))
+
+    monkeypatch.setattr("netprune.pruning.train", spy)
+    start = copy.deepcopy(tiny_net)
+    apply_masks(start, make_masks(start, {"conv4.0.weight": 0.5}))
+    before = start if goes_on else tiny_net
+    sparsity = {"conv2.0.weight": 0.5, "conv4.0.weight": 0.75}
+    prune_and_finetune(tiny_net, tiny_dataset, sparsity, config, start=before if goes_on else None)
+    ((model, held),) = trained
+    assert held.teacher is tiny_net
+    if config is GRADUAL:  # nothing is pruned yet: that is what rises
+        assert weights_digest(model) == weights_digest(before)
+        assert not held.masks
+        assert held.rising is not None
+    else:
+        found = {name: measured_sparsity(model)[name] for name in sparsity}
+        assert found == pytest.approx(sparsity, abs=0.01)
+        assert held.masks.keys() == sparsity.keys()
+        assert held.rising is None
 
 
 def test_finetuning_that_follows_another_goes_on_with_the_next_images_and_draws_of_its_own(tiny_dataset):

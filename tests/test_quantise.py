@@ -101,8 +101,8 @@ def test_quantise_to_int8_errs_by_half_a_step_of_its_channel(pruned):
     for name, weight in prunable_weights(pruned).items():
         old, new = prunable_weights(before)[name].flatten(1), weight.flatten(1)
         steps = old.abs().amax(1, keepdim=True) / 127
-        # a step has eight bits: 1/256 off, which at 127 steps is half a step more
-        assert ((old - new).abs() <= steps * (0.5 + 0.5) + 1e-12).all()
+        # the step that is stored has eight bits, so it is up to 1/256 larger
+        assert ((old - new).abs() <= steps * 0.5 * (1 + 1 / 256) + 1e-7 * old.abs().amax()).all()
         assert all(len(row.unique()) <= 255 for row in new)
 
 
@@ -279,6 +279,10 @@ def test_training_with_labels_moves_entries_and_parts_none(pruned, tiny_dataset)
     labels = quantise(pruned, Values("codebook", 2))
     before = {name: weight.detach().clone() for name, weight in prunable_weights(pruned).items()}
     train(pruned, tiny_dataset, TrainConfig(epochs=2, batch_size=8), held=Held(labels=labels))
+    for name, weight in prunable_weights(pruned).items():  # shared gradients keep them together: no more than rounding
+        assert not weight[labels[name] < 0].any()
+        for label in labels[name].unique():
+            torch.testing.assert_close(*weight[labels[name] == label].aminmax(), rtol=0, atol=1e-5)
     settle(pruned, labels)
     for name, weight in prunable_weights(pruned).items():
         assert not weight[labels[name] < 0].any()
