@@ -75,22 +75,35 @@ def find_allocator(name: str) -> Allocator:
     return ALLOCATORS[name]
 
 
-def allocation_from(text: str, basis: Basis) -> Sparsity:
-    """`RULE:DENSITY`, such as `lamp:0.1`, or `document` for its own numbers → sparsities.
+def rule_and_density(text: str) -> tuple[str, float | None]:
+    """`RULE:DENSITY`, such as `lamp:0.1`; or `document`, which has numbers of its own and no density.
 
     Raises:
         InputError: for anything else.
     """
     if text == "document":
-        own = document(basis.shapes)
-        return own if basis.bounds is None else basis.bounds.clip(own)
+        return text, None
     name, _, number = text.partition(":")
-    allocate = find_allocator(name)
+    find_allocator(name)
     try:
         density = float(number)
     except ValueError:
         raise InputError(f"the allocation {text!r} lacks a density: write {name}:0.1.") from None
-    return allocate(basis, density)
+    check_density(density)
+    return name, density
+
+
+def allocation_from(text: str, basis: Basis) -> Sparsity:
+    """What `rule_and_density` reads → sparsities.
+
+    Raises:
+        InputError: as there, and as the rule does.
+    """
+    name, density = rule_and_density(text)
+    if density is not None:
+        return find_allocator(name)(basis, density)
+    own = document(basis.shapes)
+    return own if basis.bounds is None else basis.bounds.clip(own)
 
 
 def _bounded(rule: Allocator) -> Allocator:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import nn
 
 from netprune.errors import InputError
 from netprune.masks import Sparsity
-from netprune.models import prunable_weights
+from netprune.models import names_of_weights, prunable_weights
 
 Names = tuple[str, ...]
 """Weight names, in the model's order."""
@@ -83,7 +83,8 @@ class Bounds:
 def find_bounds(model: nn.Module, keep: str = "", limit: str = "") -> Bounds:
     """What two texts allow of a network, by patterns of names as a shell has them.
 
-    A pattern matches a weight (`conv1.0.weight`), or a module with all that lies in it (`conv1.0`, `conv?`).
+    A pattern matches a weight (`conv1.0.weight`), or a module with all that lies in it (`conv1.0`, `conv?`). A weight
+    that several layers share is matched by any of its names.
 
     Args:
         model: its `Conv2d` and `Linear` layers.
@@ -99,13 +100,13 @@ def find_bounds(model: nn.Module, keep: str = "", limit: str = "") -> Bounds:
     >>> find_bounds(model, keep="2", limit="1*=0.5")
     Bounds(sizes={'0.weight': 16, '1.weight': 16}, limits={'1.weight': 0.5})
     """
-    weights = prunable_weights(model)
+    weights, names = prunable_weights(model), names_of_weights(model)
     most = dict.fromkeys(weights, 1.0)
     for pattern in _parts(keep):
-        most |= dict.fromkeys(_matching("keep", pattern, weights), 0.0)
+        most |= dict.fromkeys(_matching("keep", pattern, names), 0.0)
     for text in _parts(limit):
         pattern, value = _limit(text)
-        most |= {name: min(value, most[name]) for name in _matching("limit", pattern, weights)}
+        most |= {name: min(value, most[name]) for name in _matching("limit", pattern, names)}
     # a sparsity is rounded to whole weights, and a limit must not be passed by half a one
     whole = {name: math.floor(value * weights[name].numel() + ROUNDING) for name, value in most.items()}
     sizes = {name: weight.numel() for name, weight in weights.items() if whole[name]}
@@ -132,10 +133,13 @@ def _limit(text: str) -> tuple[str, float]:
     return pattern.strip(), value
 
 
-def _matching(option: str, pattern: str, weights: Mapping[str, Tensor]) -> list[str]:
-    """Names that a pattern matches, and those of tensors that are tied to theirs."""
-    found = [name for name in weights if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+def _matching(option: str, pattern: str, names: Mapping[str, list[str]]) -> list[str]:
+    """The weights of which a pattern matches one of the names."""
+    found = [weight for weight, every in names.items() if any(_matches(name, pattern) for name in every)]
     if not found:
-        raise InputError(f"{option} has {pattern!r}, which matches no layer: choose from {', '.join(weights)}.")
-    memory = {weights[name].data_ptr() for name in found}
-    return [name for name, weight in weights.items() if weight.data_ptr() in memory]
+        raise InputError(f"{option} has {pattern!r}, which matches no layer: choose from {', '.join(names)}.")
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from netprune.recording import RECORDED_AFTER, Passes, Recorded, recordable
 from netprune.winograd import WinogradConvolutions
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
+FEW_IMAGES = 4
 PROBE_IMAGES = 64
 PROBE_SECONDS = 0.05
 LONGEST_SECONDS = 0.5
@@ -77,17 +78,19 @@ def choose_compute(model: nn.Module, images: Tensor, *, bf16: bool = True) -> Co
     """The fastest way of running `model` in eval mode on this device; the choice takes a second or two at most.
 
     First number format, layout and, on a CPU, Winograd's convolutions, on a batch of 64 or of what a slow network does
-    in half a second; then the batch size, as far as one batch is as quick as that.
+    in half a second; then the batch size, as far as one batch is as quick as that. A network that does not run in
+    channels_last (`runs_in`) stays contiguous.
 
     Args:
         model: its memory format is changed, its values are not; used in eval mode without gradients.
-        images: normalised, `(N, C, H, W)`, on the model's device; 512 are enough.
+        images: normalised, `(N, C, H, W)`, on the model's device; 512 are enough. No batch is larger than they are.
         bf16: whether bfloat16 may be chosen.
     """
-    rough = seconds_per_image(model, images, Compute(batch_size=4))
-    probe = max(4, min(PROBE_IMAGES, int(LONGEST_SECONDS / rough)))
-    forms = [Compute(bf16=b, channels_last=c, batch_size=probe) for b in (False, bf16) for c in (False, True)]
-    if images.device.type == "cpu":
+    rough = seconds_per_image(model, images, Compute(batch_size=FEW_IMAGES))
+    probe = min(len(images), max(FEW_IMAGES, min(PROBE_IMAGES, int(LONGEST_SECONDS / rough))))
+    layouts = (False, True) if runs_in(model, images[:FEW_IMAGES], Format(channels_last=True)) else (False,)
+    forms = [Compute(bf16=b, channels_last=c, batch_size=probe) for b in (False, bf16) for c in layouts]
+    if images.device.type == "cpu" and True in layouts:
         forms.append(Compute(channels_last=True, winograd=True, batch_size=probe))
     seconds = {way: seconds_per_image(model, images, way) for way in forms}
     found = min(seconds, key=seconds.__getitem__)
@@ -96,6 +99,21 @@ def choose_compute(model: nn.Module, images: Tensor, *, bf16: bool = True) -> Co
             way = replace(found, batch_size=size)
             seconds[way] = seconds_per_image(model, images, way)
     return min(seconds, key=seconds.__getitem__)
+
+
+@torch.no_grad()
+def runs_in(model: nn.Module, images: Tensor, form: Format) -> bool:
+    """Whether a forward pass in this format ends without an error; `model`'s memory format is changed.
+
+    A network that flattens by `view` takes no channels_last values, and a weight of five axes has no such layout.
+    """
+    try:
+        model.to(memory_format=form.memory_format)
+        with form.active(images.device):
+            model(form.layout(images))
+    except Exception:  # a user's code may raise anything; what raises in a plain pass too will do so there
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -112,8 +130,8 @@ def choose_format(
 ) -> tuple[Format, float]:
     """The fastest format of training `model` on this device, and its seconds an image; takes a few seconds at most.
 
-    Plain fp32 unless another one is 1.05 times as fast. Compilation, which takes a minute to try, is left to
-    `compiled_if_faster`.
+    Plain fp32 unless another one is 1.05 times as fast. A network that cannot be trained in channels_last
+    (`trains_in`) stays contiguous. Compilation, which takes a minute to try, is left to `compiled_if_faster`.
 
     Args:
         model: left alone: copies are timed, in train mode, forward and backward.
@@ -122,12 +140,14 @@ def choose_format(
         longest: seconds that the passes of one batch may take, about; of a slow network fewer images are taken, and
             what pays on a whole batch (Winograd's convolutions) may not on a few.
     """
-    rough = training_seconds(model, images[:4], labels[:4], Format())
-    count = max(4, min(len(images), int(longest / rough)))
-    bf16 = training_seconds(model, images[:4], labels[:4], Format(bf16=True, channels_last=True))
+    few = images[:FEW_IMAGES], labels[:FEW_IMAGES]
+    layouts = (False, True) if trains_in(model, *few, Format(channels_last=True)) else (False,)
+    rough = training_seconds(model, *few, Format())
+    count = max(FEW_IMAGES, min(len(images), int(longest / rough)))
+    bf16 = training_seconds(model, *few, Format(bf16=True, channels_last=layouts[-1]))
     numbers = (False, True) if bf16 < HOPELESS * rough else (False,)
-    forms = [Format(bf16=b, channels_last=c) for b in numbers for c in (False, True)]
-    if images.device.type == "cpu":
+    forms = [Format(bf16=b, channels_last=c) for b in numbers for c in layouts]
+    if images.device.type == "cpu" and True in layouts:
         forms.append(Format(channels_last=True, winograd=True))
     seconds = {form: training_seconds(model, images[:count], labels[:count], form) for form in forms}
     found = min(seconds, key=lambda form: seconds[form] * (1 if form == Format() else WORTH))
@@ -149,12 +169,23 @@ def compiled_if_faster(model: nn.Module, images: Tensor, labels: Tensor, form: F
     return compiled if faster else form
 
 
+def trains_in(model: nn.Module, images: Tensor, labels: Tensor, form: Format) -> bool:
+    """Whether forward and backward passes of a copy of `model` in this format end without an error: see `runs_in`."""
+    with _generators_kept(images.device):
+        try:
+            probe = copy.deepcopy(model).train().to(memory_format=form.memory_format)
+            training_passes(probe, form)(images, labels)
+        except Exception:  # as in `runs_in`
+            return False
+    return True
+
+
 def training_seconds(model: nn.Module, images: Tensor, labels: Tensor, form: Format) -> float:
     """Seconds an image of forward and backward passes of a copy of `model`; the least of a few.
 
     Replayed, where training replays them (`recording`).
     """
-    with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+    with _generators_kept(images.device):
         probe = copy.deepcopy(model).train().to(memory_format=form.memory_format)
         step = training_passes(probe, form)
         for _ in range(RECORDED_AFTER if isinstance(step, Recorded) else 0):
@@ -189,6 +220,10 @@ def training_passes(model: nn.Module, form: Format) -> Passes:
         return passes(images, labels)
 
     return cleared
+
+
+def _generators_kept(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _least_seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -67,8 +67,9 @@ def fit(curve: LayerCurve) -> Damage:
     """The monotone curve nearest to the measured one: isotonic regression, each point weighted by 1/SE².
 
     Noise makes a measured curve fall here and there, below zero too; pruning more of a layer by the same order never
-    helps for a reason that could be used.
+    helps for a reason that could be used. It ends where the damage is no finite number.
     """
+    curve = curve.while_finite()
     beyond = curve.sparsities > curve.start  # what is gone already cannot be kept
     if not beyond.any():
         return Damage(curve.size, np.array([curve.start]), np.array([0.0]))

@@ -48,9 +48,11 @@ def distinct(sparsities: Sequence[float], weight: Tensor) -> list[float]:
 def midpoints(curve: LayerCurve, now: float, classes: int) -> list[float]:
     """New sparsities where the curve of damage over log density bends by more than noise, up to the loss of guessing.
 
-    Beyond ln(classes) the network knows nothing more that could be lost, and no budget is spent there.
+    Beyond ln(classes) the network knows nothing more that could be lost, and no budget is spent there; nor is one where
+    the damage is no finite number.
     """
-    if now == 0:
+    curve = curve.while_finite()
+    if now == 0 or not len(curve.damage):
         return []
     densities = np.maximum(1 - curve.sparsities, now * 10.0 ** -(DECADES + 1 / POINTS_A_DECADE))
     x = -np.log10(np.concatenate([[now], densities]))

@@ -126,13 +126,22 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
 
     All other tensors are left alone. Biases and normalisation parameters are too few to be worth a position each;
     weights of other modules (`Conv1d`, transposed convolutions, embeddings, attention's `in_proj_weight`) may be many,
-    and are not pruned either.
+    and are not pruned either. A tensor that several layers share is one, by its first name.
     """
-    return {
-        f"{name}.weight" if name else "weight": module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
+    return {names[0]: weight for weight, names in _named_weights(model).items()}
+
+
+def names_of_weights(model: nn.Module) -> dict[str, list[str]]:
+    """Name of a prunable weight → all the names that it has, that one first."""
+    return {names[0]: names for names in _named_weights(model).values()}
+
+
+def _named_weights(model: nn.Module) -> dict[Tensor, list[str]]:
+    found: dict[Tensor, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            found.setdefault(module.weight, []).append(f"{name}.weight" if name else "weight")
+    return found
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -8,12 +8,14 @@ from typing import Literal, get_args
 from torch import nn
 
 from netprune.compute import (
+    FEW_IMAGES,
     LONGEST_SECONDS,
     PROBE_IMAGES,
     Format,
     choose_format,
     compiled_if_faster,
     training_seconds,
+    trains_in,
 )
 from netprune.data import Dataset
 from netprune.errors import InputError
@@ -35,8 +37,9 @@ def fit_to_device(
     `auto` measures for a few seconds which format is fastest for this network on its device; where the training takes
     over half an hour, it measures on more images and tries compilation as well, which takes a minute each. What it
     chooses may hang on what else the machine does. `fp32`, `bf16` and `winograd` (fp32 with wide 3×3 convolutions by
-    Winograd's algorithm, on a CPU) are channels_last without a choice, so that the same seed gives the same bits on the
-    same machine, if that is a CPU.
+    Winograd's algorithm, on a CPU) are channels_last, or contiguous and without Winograd's algorithm for a network that
+    cannot be trained in that layout (`compute.trains_in`), and nothing is timed to choose them: the same seed gives the
+    same bits on the same machine, if that is a CPU.
 
     Args:
         model: left alone.
@@ -59,6 +62,8 @@ def fit_to_device(
     images = normalise(split.images, dataset)
     if precision != "auto":
         found = Format(bf16=precision == "bf16", winograd=precision == "winograd", channels_last=True)
+        if not trains_in(model, images[:FEW_IMAGES], split.labels[:FEW_IMAGES], found):
+            found = Format(bf16=found.bf16)
         seconds = training_seconds(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
         return replace(config, format=found), seconds * len(dataset.train)
     found, seconds = choose_format(model, images, split.labels)

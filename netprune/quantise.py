@@ -7,11 +7,9 @@ afterwards: every weight that shares an entry has the entry's gradient (Deep Com
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from netprune.errors import InputError
+from netprune.folding import fold_biases
 from netprune.models import prunable_weights
 
 Labels = Mapping[str, Tensor]
 """Weight name → int64 of the weight's shape: which entry of its codebook a weight has; -1 for a zero."""
-Kind = TypeVar("Kind", bound=nn.Module)
 
 KINDS = ("fp32", "fp16", "int8", "codebook")
 CODEBOOK_BITS = range(2, 9)
@@ -164,32 +162,6 @@ def _round_others(model: nn.Module) -> None:
     for tensor in model.state_dict().values():
         if tensor.data_ptr() not in weights and tensor.is_floating_point():
             tensor.copy_(round_significand(tensor, SIGNIFICANT_BITS))
-
-
-@torch.no_grad()
-def fold_biases(model: nn.Module) -> None:
-    """Move convolutions' biases into the running means of the normalisations that follow them, in place.
-
-    The network computes what it did: (x + b) - m = x - (m - b), and normalising by a batch's own mean takes b away
-    altogether. Zeros cost a file nothing. Only where a `Sequential` holds the two side by side, nothing else holds
-    either, and none of the three has a `forward` of a subclass's own.
-    """
-    names = (name for name, _ in model.named_modules(remove_duplicate=False))
-    holders = Counter(model.get_submodule(name) for name in names)
-    biases = Counter(id(m.bias) for m in model.modules() if isinstance(m, nn.Conv2d))
-    for chain in [each for each in model.modules() if _runs_as(each, nn.Sequential)]:
-        for conv, norm in pairwise(chain):
-            if not (_runs_as(conv, nn.Conv2d) and _runs_as(norm, nn.BatchNorm2d)):
-                continue
-            alone = holders[conv] == holders[norm] == 1 and biases[id(conv.bias)] == 1
-            if alone and conv.bias is not None and norm.running_mean is not None:
-                norm.running_mean -= conv.bias
-                conv.bias.zero_()
-
-
-def _runs_as(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether a module is of that kind and computes what it does: a subclass may do something else."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def round_significand(tensor: Tensor, bits: int) -> Tensor:

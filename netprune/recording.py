@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 KNOWN = ("torch.nn.", "torchvision.models.vgg", "netprune.")
 """Where layers come from that decide nothing on the host."""
@@ -38,7 +39,9 @@ def _is_current(device: torch.device) -> bool:
 
 def _decides(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not type(module).__module__.startswith(KNOWN) or any(hooks)
+    # without a momentum a normalisation reads on the host how many batches it has seen
+    counts = isinstance(module, _BatchNorm) and module.momentum is None
+    return counts or not type(module).__module__.startswith(KNOWN) or any(hooks)
 
 
 class Recorded:

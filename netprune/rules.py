@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from netprune.curves import fit_all
+from netprune.curves import Damage, fit_all
 from netprune.errors import InputError
 from netprune.knapsack import cheapest
 from netprune.masks import Sparsity
@@ -147,8 +147,7 @@ def equal_drop(sensitivity: Sensitivity, density: float) -> Sparsity:
     Raises:
         InputError: for a density outside (0, 1], or below what the scan reached.
     """
-    _check_reach(sensitivity, density)
-    curves = fit_all(sensitivity)
+    curves = _reaching(sensitivity, density)
     to_prune = (1 - density) * sum(curve.size for curve in curves.values())
     # from below nothing: curves may be flat at no damage at all
     low, high = -1.0, max(float(curve.values[-1]) for curve in curves.values())
@@ -177,8 +176,7 @@ def equal_slope(sensitivity: Sensitivity, density: float) -> Sparsity:
     Raises:
         InputError: for a density outside (0, 1], or below what the scan reached.
     """
-    _check_reach(sensitivity, density)
-    curves = fit_all(sensitivity)
+    curves = _reaching(sensitivity, density)
     sparsity = {name: float(curve.sparsities[0]) for name, curve in curves.items()}
     to_prune = sum(curve.size * (1 - density - sparsity[name]) for name, curve in curves.items())
     pieces = [
@@ -202,8 +200,8 @@ def knapsack(sensitivity: Sensitivity, density: float) -> Sparsity:
     Raises:
         InputError: for a density outside (0, 1], or below what the scan reached.
     """
-    _check_reach(sensitivity, density)
-    return cheapest(fit_all(sensitivity), density, equal_slope(sensitivity, density))
+    curves = _reaching(sensitivity, density)
+    return cheapest(curves, density, equal_slope(sensitivity, density))
 
 
 def _sizes(shapes: Shapes) -> dict[str, int]:
@@ -220,15 +218,18 @@ def check_density(density: float) -> None:
         raise InputError(f"the density is {density}; it must be above 0 and at most 1.")
 
 
-def _check_reach(sensitivity: Sensitivity, density: float) -> None:
+def _reaching(sensitivity: Sensitivity, density: float) -> dict[str, Damage]:
+    """The fitted curves, if a density lies between their first and last points."""
     check_density(density)
-    total = sum(curve.size for curve in sensitivity.curves)
-    least = sum(curve.size * (1 - max(curve.start, curve.sparsities[-1])) for curve in sensitivity.curves) / total
+    curves = fit_all(sensitivity)
+    total = sum(curve.size for curve in curves.values())
+    least = sum(curve.size * (1 - curve.last) for curve in curves.values()) / total
     if density < least - 1e-9:
         raise InputError(
-            f"the density is {density:g} and the scan's last points keep {least:g} of the weights: scan to higher "
-            f"sparsities, no curve is read past its last point."
+            f"the density is {density:g} and the scan's last points of finite damage keep {least:g} of the weights: "
+            f"scan to higher sparsities or take a larger density, no curve is read past its last point."
         )
-    most = sum(curve.size * (1 - curve.start) for curve in sensitivity.curves) / total
+    most = sum(curve.size * (1 - curve.sparsities[0]) for curve in curves.values()) / total
     if density > most + 1e-9:
         raise InputError(f"the density is {density:g} and the scanned network has only {most:g} of its weights left.")
+    return curves

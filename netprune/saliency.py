@@ -8,6 +8,7 @@ their scale counts as well.
 from __future__ import annotations
 
 import inspect
+import math
 import zlib
 from collections.abc import Callable, Mapping
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from netprune.errors import InputError
 
 Saliency = Callable[..., Tensor]
-"""`(weight)` or `(weight, gradient)`, of one shape → scores of that shape, no NaN, higher = kept longer."""
+"""`(weight)` or `(weight, gradient)`, of one shape → scores of that shape, no NaN, higher = kept longer. Zeros
+have none that counts: see `score`."""
 Gradients = Mapping[str, Tensor]
 """Weight name → mean gradient of the loss, of the weight's shape."""
 
@@ -110,16 +112,18 @@ def needs_gradient(saliency: Saliency) -> bool:
 
 
 def score(saliency: Saliency, weights: Mapping[str, Tensor], gradients: Gradients | None = None) -> dict[str, Tensor]:
-    """Weight name → scores.
+    """Weight name → scores; −∞ for weights that are zero, so that what is pruned already goes before anything else.
 
     Raises:
         InputError: for a criterion that needs gradients, without them.
     """
     if not needs_gradient(saliency):
-        return {name: saliency(weight) for name, weight in weights.items()}
-    if gradients is None:
+        found = {name: saliency(weight) for name, weight in weights.items()}
+    elif gradients is None:
         raise InputError("this criterion needs gradients: make them with `gradients.loss_gradients`.")
-    return {name: saliency(weight, gradients[name]) for name, weight in weights.items()}
+    else:
+        found = {name: saliency(weight, gradients[name]) for name, weight in weights.items()}
+    return {name: scores.masked_fill(weights[name] == 0, -math.inf) for name, scores in found.items()}
 
 
 def find_saliency(name: str) -> Saliency:

@@ -31,8 +31,10 @@ from netprune.tracing import PrefixReuse, Rest, WholePasses, reuse_prefix
 REFINEMENTS = 2
 RELATIVE_SE = 0.05
 ROUND_IMAGES = 256
+"""That each point is measured on at least; and that are measured in one go, of 32×32 pixels (`batch_for`)."""
 TRIAL_IMAGES = 4
 PROBE_POOL = 512
+"""To choose a batch size from, of 32×32 pixels; larger images are fewer."""
 CHECK_IMAGES = 256
 DENSE: Point = ("", 0.0)
 OnPoint = Callable[[int, int], None]
@@ -161,12 +163,13 @@ class _Scanner:
         return self.record.count(point) == len(self.dataset.val) or self._sharp(point)
 
     def _sharp(self, point: Point) -> bool:
-        """Whether enough images have been seen."""
+        """Whether enough images have been seen; no number of them makes a damage finite that is not."""
         count = self.record.count(point)
         if count < min(ROUND_IMAGES, len(self.dataset.val)) or not self.config.max_se:
             return False
         damage = self._differences(point)
-        return standard_error(damage) <= max(self.config.max_se, RELATIVE_SE * damage.double().mean().item())
+        mean = damage.double().mean().item()
+        return not math.isfinite(mean) or standard_error(damage) <= max(self.config.max_se, RELATIVE_SE * mean)
 
     def _differences(self, point: Point) -> Tensor:
         losses = self.record.losses[point]
@@ -175,7 +178,8 @@ class _Scanner:
     def _round(self, start: int, waiting: Iterable[Point]) -> None:
         """Measure the points that have come as far as image `start` on the next images."""
         size = self.compute.batch_size
-        stop = min(len(self.dataset.val), start + max(1, ROUND_IMAGES // size) * size)
+        batches_a_round = max(1, batch_for(self.dataset.image_size, ROUND_IMAGES) // size)
+        stop = min(len(self.dataset.val), start + batches_a_round * size)
         labels = torch.split(self.dataset.val.labels[start:stop], size)
         batches = [self.compute.layout(batch) for batch in torch.split(self._images(start, stop), size)]
         here = {layer: [s for name, s in waiting if name == layer] for layer in self.weights}
@@ -240,7 +244,7 @@ class _Scanner:
     def _choose_compute(self) -> Compute:
         if self.config.precision == "fp32":
             return Compute(batch_size=batch_for(self.dataset.image_size, EVAL_BATCH))
-        images = self._images(0, PROBE_POOL)
+        images = self._images(0, batch_for(self.dataset.image_size, PROBE_POOL))
         way = choose_compute(self.runner.model, images)
         return choose_compute(self.runner.model, images, bf16=False) if way.bf16 and not self._agrees(way) else way
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from netprune.compute import FEW_IMAGES, Format, runs_in
 from netprune.data import Dataset
 from netprune.evaluation import eval_mode
 from netprune.gradients import gradients_for
@@ -47,8 +48,9 @@ class Screen:
         # int32 is half of int64, for networks of up to two thousand million weights a layer
         self.orders = {name: prune_order(scored).to(torch.int32) for name, scored in scores.items()}
         split = dataset.train.first(IMAGES)
-        self.images = normalise(split.images, dataset).contiguous(memory_format=torch.channels_last)
-        self.labels = split.labels
+        images, fastest = normalise(split.images, dataset), Format(channels_last=True)
+        self.format = fastest if runs_in(copy.deepcopy(dense).eval(), images[:FEW_IMAGES], fastest) else Format()
+        self.images, self.labels = self.format.layout(images), split.labels
 
     @torch.no_grad()
     def __call__(self, sparsity: Sparsity) -> float:
@@ -65,7 +67,7 @@ class Screen:
     @torch.no_grad()
     def left(self, model: nn.Module) -> float:
         """The same for a network that has been pruned already, and may have been finetuned; recalibrated in place."""
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=self.format.memory_format)
         recalibrate(model, self.dataset, RECALIBRATED)
         size = batch_for(self.dataset.image_size, BATCH)
         with eval_mode(model):

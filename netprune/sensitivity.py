@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class LayerCurve:
     loss: Curve
     """Nats."""
     damage: Curve
-    """Change of the loss against the dense network on the same images, nats."""
+    """Change of the loss against the dense network on the same images, nats; not finite where the network's is not."""
     damage_se: Curve
     """Its standard error, paired: of the mean of the images' differences."""
     accuracy: Curve
@@ -45,6 +45,20 @@ class LayerCurve:
     def has_effect(self) -> bool:
         """False for a layer that can be pruned without changing anything: it is dead, not robust."""
         return bool(self.changed.any())
+
+    def while_finite(self) -> LayerCurve:
+        """Its points before the first whose damage is no finite number.
+
+        A network that divides by what an emptied layer gives has no loss there: nothing is known from that point on.
+        """
+        broken = np.flatnonzero(~np.isfinite(self.damage))
+        if not len(broken):
+            return self
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        cut: dict[str, Any] = {
+            name: value[: broken[0]] for name, value in values.items() if isinstance(value, np.ndarray)
+        }
+        return replace(self, **cut)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,17 +99,25 @@ class Sensitivity:
         return {curve.layer: curve for curve in self.curves}[layer]
 
     def to_json(self) -> str:
-        """All of it as JSON; numbers survive exactly."""
-        return json.dumps(asdict(self), default=np.ndarray.tolist)
+        """All of it as JSON; numbers survive exactly. JSON has no NaN and no infinity: those are text."""
+        return json.dumps(asdict(self), default=_as_list)
 
     @classmethod
     def from_json(cls, text: str) -> Sensitivity:
         """The inverse of `to_json`."""
-        fields = json.loads(text)
-        curves = tuple(_curve(curve) for curve in fields.pop("curves"))
-        return cls(**{**fields, "curves": curves, "baseline": Evaluation(**fields["baseline"])})
+        found = json.loads(text)
+        curves = tuple(_curve(curve) for curve in found.pop("curves"))
+        return cls(**{**found, "curves": curves, "baseline": Evaluation(**found["baseline"])})
 
 
-def _curve(fields: dict[str, Any]) -> LayerCurve:
-    values: dict[str, Any] = {name: np.array(v) if isinstance(v, list) else v for name, v in fields.items()}
+def _as_list(array: Curve) -> list[float | str]:
+    return [value if np.isfinite(value) else str(value) for value in array.tolist()]
+
+
+def _curve(found: dict[str, Any]) -> LayerCurve:
+    values: dict[str, Any] = {name: _as_array(v) if isinstance(v, list) else v for name, v in found.items()}
     return LayerCurve(**values)
+
+
+def _as_array(values: list[float | str]) -> Curve:
+    return np.array([float(value) if isinstance(value, str) else value for value in values])

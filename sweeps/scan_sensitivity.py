@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -67,7 +68,7 @@ def damage_table(sensitivity: Sensitivity) -> str:
 
 def _row(curve: LayerCurve) -> list[str]:
     damage = fit(curve)
-    gone = f"{curve.damage[-1]:.2f} nats" if curve.sparsities[-1] == 1 else ""
+    gone = _nats(curve.damage[-1]) if curve.sparsities[-1] == 1 else ""
     past = "" if damage.last == 1 else "> "  # there is nothing beyond the whole layer
     reached = [
         percent(damage.most_at(level)) if damage.values[-1] > level else f"{past}{percent(damage.last)}"
@@ -75,6 +76,10 @@ def _row(curve: LayerCurve) -> list[str]:
     ]
     images = f"{curve.count.min():,}-{curve.count.max():,}"
     return [curve.layer, count(curve.size), *reached, gone, str(len(curve.sparsities)), images]
+
+
+def _nats(damage: float) -> str:
+    return f"{damage:.2f} nats" if math.isfinite(damage) else "not finite"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from dataclasses import replace
 import mlflow
 import pytest
 import torch
+import torch.nn.functional as F
 from studies import DATA, Searched
+from torch import nn
 
 from netprune.data import Dataset, Split
 from netprune.models import Architecture, build_model, weights_digest
@@ -44,6 +46,37 @@ def tiny_dataset():
 def tiny_net():
     """A fresh Net10 of width 2 for three classes, in train mode."""
     return build_model(Architecture(name="net10", num_classes=3, width=2), seed=0)
+
+
+class Flattening(nn.Module):
+    """The tutorial's way of flattening: `view`, which takes contiguous values only."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 3)
+
+    def forward(self, images):
+        x = F.relu(self.norm(self.conv(images)))
+        return self.fc(x.view(x.size(0), -1))
+
+
+class OfFiveAxes(Flattening):
+    """A weight of five axes, which has no channels_last layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, (1, 3, 3), stride=(1, 4, 4), padding=(0, 1, 1))
+
+    def forward(self, images):
+        return self.fc(self.norm(self.conv(images[:, :, None])[:, :, 0]).flatten(1))
+
+
+@pytest.fixture(params=[Flattening, OfFiveAxes], ids=["view", "five axes"])
+def contiguous_net(request):
+    """A network for three classes that runs contiguous only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return request.param()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Allocations: the asked budget, and nothing better by brute force, a linear programme or torch's own pruning."""
 
+import copy
 import itertools
 import math
 
@@ -15,7 +16,7 @@ from netprune.curves import fit_all
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation
 from netprune.knapsack import BINS
-from netprune.masks import make_masks
+from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model, prunable_weights
 from netprune.rules import (
     document,
@@ -427,6 +428,19 @@ def test_rule_by_damage_below_the_scans_reach_is_refused(rule):
 
 
 @pytest.mark.parametrize("rule", [equal_drop, equal_slope, knapsack])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("density", [0.5, 0.2])
+def test_rule_by_damage_never_goes_where_the_damage_is_not_finite(rule, broken, density):
+    sparsities, damages = [0.5, 0.9, 0.99], ([0.1, 0.2, 0.3], [0.2, 0.6, 0.9])
+    known = scan_of(*(curve(name, 500, sparsities, d) for name, d in zip("ab", damages, strict=True)))
+    whole = scan_of(*(curve(n, 500, [*sparsities, 1.0], [*d, broken]) for n, d in zip("ab", damages, strict=True)))
+    assert rule(whole, density) == rule(known, density)
+    assert max(rule(whole, density).values()) <= 0.99
+    with pytest.raises(InputError, match=r"last points of finite damage keep 0\.01 of the weights"):
+        rule(whole, 0.005)
+
+
+@pytest.mark.parametrize("rule", [equal_drop, equal_slope, knapsack])
 def test_rule_by_damage_of_a_pruned_network_goes_on_from_there(rule):
     scan = scan_of(
         curve("a", 100, [0.6, 0.9, 1.0], [0.1, 0.2, 1.0], start=0.5),
@@ -613,3 +627,48 @@ def test_knapsack_with_a_smaller_budget_never_does_less_damage(seed):
 def test_knapsack_takes_its_candidate_where_nothing_fits_the_bins():
     scan = rising(0, (7, 11, 13, 17, 19), (0.3, 0.9))
     assert knapsack(scan, 0.1) == pytest.approx(dict.fromkeys(scan.layers, 0.9))
+
+
+# weights that several layers share
+
+
+class Tied(nn.Module):
+    """Three convolutions, of which two share their weights, between two other layers; 16×16 images."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(3))
+        self.convs[2].weight = self.convs[0].weight
+
+    def forward(self, images):
+        x = self.first(images)
+        for conv in self.convs:
+            x = torch.relu(conv(x))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def tied():
+    """The network, and a scan of it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Tied()
+    damages = np.linspace(0.1, 2.0, len(TENTHS) + 1)
+    curves = [
+        curve(name, weight.numel(), [*TENTHS, 1.0], damages * i)
+        for i, (name, weight) in enumerate(prunable_weights(model).items(), start=1)
+    ]
+    return model, scan_of(*curves)
+
+
+@pytest.mark.parametrize("rule", ALLOCATORS)
+@pytest.mark.parametrize("density", [0.5, 0.1])
+def test_allocator_of_tied_convolutions_leaves_the_density_that_was_asked(tied, rule, density):
+    model, scan = copy.deepcopy(tied[0]), tied[1]
+    found = ALLOCATORS[rule](Basis(model=model, sensitivity=scan), density)
+    assert list(found) == ["first.weight", "fc.weight", "convs.0.weight", "convs.1.weight"]
+    apply_masks(model, make_masks(model, found))
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]  # each but once
+    left = sum(int(weight.count_nonzero()) for weight in weights)
+    assert left == pytest.approx(density * sum(weight.numel() for weight in weights), abs=len(weights))

@@ -44,6 +44,14 @@ def test_analysis_by_density_keeps_it_and_draws_layers_before_and_after(source):
 
 
 @pytest.mark.usefixtures("store", "undrawn")
+@pytest.mark.parametrize("amount", ["", ":10%", ":xB", ":B", ":-1B", ":2", ":0", ":nan"])
+def test_analysis_of_a_malformed_budget_is_refused_before_the_scan(source, monkeypatch, amount):
+    monkeypatch.setattr("sweeps.stages.analysis.run_scan", lambda *_: pytest.fail("scanned"))
+    with pytest.raises(InputError, match=r"density|number of bytes"):
+        run_analysis(source, f"knapsack{amount}")
+
+
+@pytest.mark.usefixtures("store", "undrawn")
 def test_analysis_by_the_documents_own_numbers(source):
     analysis = run_analysis(source, "document")
     by_name = {layer.name: layer.sparsity for layer in analysis.after.layers}

@@ -213,11 +213,13 @@ def test_find_bounds_limit_is_rounded_down_to_whole_weights():
     assert bounds.limits == {"weight": 4 / 9}
 
 
-def test_find_bounds_of_tied_tensors_treats_them_alike():
+def test_find_bounds_of_a_weight_with_two_names_is_one_layer_that_either_matches():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     model[2].weight = model[0].weight
-    assert find_bounds(model, "0").sizes == {"1.weight": 16}
-    assert find_bounds(model, limit="2=0.5").limits == {"0.weight": 0.5, "2.weight": 0.5}
+    assert find_bounds(model).sizes == {"0.weight": 16, "1.weight": 16}
+    for name in ("0", "2", "2.weight"):
+        assert find_bounds(model, name).sizes == {"1.weight": 16}
+        assert find_bounds(model, limit=f"{name}=0.5").limits == {"0.weight": 0.5}
 
 
 def test_find_bounds_that_leave_nothing_are_refused(tiny_net):

@@ -163,7 +163,8 @@ def test_choose_compute_tries_no_batch_larger_than_the_images(monkeypatch, net, 
     found = choose_compute(net, images(count))
     sizes = [size for size in BATCH_SIZES if size <= count]
     assert [way.batch_size for way in asked[6:]] == sizes
-    assert found.batch_size in (*sizes, PROBE_IMAGES)
+    assert found.batch_size in (*sizes, min(count, PROBE_IMAGES))
+    assert all(way.batch_size <= count for way in asked)
 
 
 def test_choose_compute_for_real_leaves_the_values_and_gives_a_candidate(net):

@@ -1,6 +1,7 @@
 """Fitted curves: monotone, nearest to what was measured, and never read past their end."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -90,6 +91,17 @@ def test_fit_of_points_without_noise_is_finite():
 
 def test_fit_of_negative_damage_is_zero():
     assert fit(curve([0.5, 0.9], [-0.3, -0.1])).values.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_fit_of_a_damage_that_is_not_finite_ends_before_it(broken, at):
+    damage = [0.1, 0.3, 0.7, 1.5]
+    damage[at] = broken
+    found = fit(curve([0.3, 0.6, 0.9, 1.0], damage, start=0.2))
+    assert found.sparsities.tolist() == [0.2, 0.3, 0.6, 0.9, 1.0][: at + 1]
+    assert found.values.tolist() == pytest.approx([0.0, *damage[:at]])
+    assert found.most_at(9.9) == found.last
 
 
 def test_fit_all_fits_each_layer_by_name():

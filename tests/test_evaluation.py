@@ -8,6 +8,7 @@ import sklearn.metrics
 import torch
 
 from netprune import evaluation
+from netprune.data import Split
 from netprune.evaluation import confusion, eval_mode, evaluate, image_losses, predict, standard_error, summarise
 from netprune.models import weights_digest
 
@@ -41,6 +42,24 @@ def test_evaluate_equals_a_plain_loop(tiny_dataset, tiny_net, monkeypatch, batch
     assert result.loss_se == pytest.approx(scipy.stats.sem(losses), rel=1e-4)
     assert result.accuracy == np.mean(hits)
     assert result.accuracy_se == pytest.approx(np.std(hits) / 24**0.5)
+
+
+def test_evaluate_mirrored_equals_a_plain_loop_over_images_and_their_mirror_images(tiny_dataset, tiny_net):
+    patches = torch.randint(0, 256, (24, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = patches.repeat_interleave(8, 2).repeat_interleave(8, 3)  # whatever way they are turned, others
+    tiny_net.eval().classifier[4].weight.data.mul_(20)
+    losses, hits = [], []
+    for image, label in zip(images.numpy(), tiny_dataset.val.labels, strict=True):
+        seen = [(shown / np.float32(255) - 0.38) / 0.25 for shown in (image, image[:, :, ::-1])]  # left to right
+        with torch.no_grad():
+            logits = sum(tiny_net(torch.tensor(each)[None])[0].double().numpy() for each in seen) / 2
+        losses.append(-scipy.special.log_softmax(logits)[label])
+        hits.append(np.argmax(logits) == label)
+    split = Split(images, tiny_dataset.val.labels)
+    result = evaluate(tiny_net, split, tiny_dataset, mirrored=True)
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result.accuracy == np.mean(hits)
+    assert evaluate(tiny_net, split, tiny_dataset).loss != pytest.approx(result.loss, rel=1e-3)
 
 
 def test_evaluate_changes_neither_weights_buffers_modes_nor_generator(tiny_dataset, tiny_net):

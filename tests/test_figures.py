@@ -88,6 +88,18 @@ def test_sensitivity_curves_draw_every_layer_and_the_dense_network(layers):
     assert draw(figure) > 1000
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_figures_of_a_damage_that_is_not_finite_draw_what_is_before_it(broken):
+    scan = sensitivity(2)
+    scan.curves[0].damage[-1] = scan.curves[0].damage_se[-1] = broken
+    figure = figures.sensitivity_curves(scan)
+    shown = [container.lines[0].get_ydata() for container in figure.axes[1].containers]
+    assert np.array_equal(shown[0], scan.curves[0].damage[:-1])
+    assert np.array_equal(shown[1], scan.curves[1].damage)
+    allocations = figures.allocations(scan, {"equal_slope": equal_slope(scan, 0.5)}, 0.5)
+    assert min(draw(figure), draw(allocations)) > 1000
+
+
 @pytest.mark.parametrize("layers", [1, 16])
 def test_allocations_draw_every_rules_densities_and_where_the_last_one_stops(layers):
     scan = sensitivity(layers)
@@ -100,6 +112,8 @@ def test_allocations_draw_every_rules_densities_and_where_the_last_one_stops(lay
         assert np.allclose(
             line(left, name).get_data(), [[max(1000 * (1 - sparsity), 0.5)], [fit(scan[name])(sparsity)]]
         )
+    assert "equal_slope stops at 20 %" in left.get_title()
+    assert "at 20 % of all weights" in right.get_title()
     assert draw(left.figure) > 1000
 
 

@@ -12,7 +12,7 @@ TREES = {
 }
 COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report", "analyse", "export", "pipeline")
 LAYERS = (
-    {"errors", "winograd", "memory", "recording", "averaging"},
+    {"errors", "winograd", "memory", "recording", "averaging", "folding"},
     {"compute", "entropy", "container", "files", "distillation", "shares"},
     {"models", "image_folder", "cifar10", "saliency", "words", "recipes", "distributed"},
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},

@@ -19,7 +19,7 @@ from netprune.masks import (
     pruned_count,
 )
 from netprune.models import prunable_weights, weights_digest
-from netprune.saliency import taylor
+from netprune.saliency import SALIENCIES, taylor
 
 
 def pruned(mask):
@@ -219,6 +219,20 @@ def test_make_masks_of_a_pruned_network_prunes_its_zeros_first_and_brings_back_t
     back = prunable_weights(dense)[name].abs().masked_fill(had, 0.0)
     least = torch.topk(back.flatten(), int((more & ~had).sum())).values[-1]
     assert torch.equal(more & ~had, back >= least)
+
+
+@pytest.mark.parametrize("name", SALIENCIES)
+@pytest.mark.parametrize("asked", [0.3, 0.6, 0.9])
+def test_make_masks_of_a_pruned_network_by_any_criterion_prunes_its_zeros_first(tiny_net, name, asked):
+    weights, generator = prunable_weights(tiny_net), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.masked_fill_(torch.rand(weight.shape, generator=generator) < 0.5, 0.0)
+    zeros = {layer: int((weight == 0).sum()) for layer, weight in weights.items()}
+    gradients = {layer: (weight > 0).float() for layer, weight in weights.items()}  # taylor: half of the rest scores 0
+    apply_masks(tiny_net, make_masks(tiny_net, dict.fromkeys(weights, asked), SALIENCIES[name], gradients))
+    for layer, weight in weights.items():
+        assert int((weight == 0).sum()) == max(zeros[layer], pruned_count(weight.numel(), asked))
 
 
 def test_make_masks_of_a_pruned_network_whose_dense_layer_was_empty_is_exact(tiny_net):

@@ -14,6 +14,7 @@ from netprune.models import (
     Architecture,
     build_model,
     load_weights,
+    names_of_weights,
     prunable_weights,
     read_state_dict,
     weights_digest,
@@ -124,6 +125,14 @@ def test_prunable_weights_leave_normalisation_and_biases_out():
     assert list(prunable_weights(model)) == ["0.weight", "2.0.weight"]
     assert prunable_weights(model)["0.weight"] is model[0].weight
     assert list(prunable_weights(nn.Linear(2, 2))) == ["weight"]
+
+
+def test_prunable_weights_of_tied_layers_are_one_by_the_first_name():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    model.append(model[2])
+    assert list(prunable_weights(model)) == ["0.weight", "2.weight"]
+    assert names_of_weights(model) == {"0.weight": ["0.weight", "1.weight"], "2.weight": ["2.weight", "3.weight"]}
 
 
 @pytest.mark.parametrize(

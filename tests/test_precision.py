@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from netprune import compute
 from netprune.compute import Format
@@ -11,6 +12,7 @@ from netprune.errors import InputError
 from netprune.models import weights_digest
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.recipes import TrainConfig
+from netprune.training import train
 
 SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
 
@@ -53,6 +55,32 @@ def test_fit_to_device_of_a_long_training_of_a_slow_network_measures_on_more_ima
     config, epoch_seconds = fit_to_device(tiny_net, tiny_dataset, replace(SHORT, epochs=epochs))
     assert config.format == (Format(winograd=True, channels_last=True) if winograd else Format())
     assert epoch_seconds == (18 if winograd else 36)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_fit_to_device_of_a_network_that_runs_contiguous_only_gives_that_layout(
+    tiny_dataset, contiguous_net, precision
+):
+    digest, state = weights_digest(contiguous_net), torch.get_rng_state()
+    config, _ = fit_to_device(contiguous_net, tiny_dataset, SHORT, precision)
+    assert not config.format.channels_last
+    assert not config.format.winograd
+    assert precision == "auto" or config.format == Format(bf16=precision == "bf16")
+    assert weights_digest(contiguous_net) == digest
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_fit_to_device_of_a_network_that_never_runs_raises_what_it_raises(tiny_dataset, precision):
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        fit_to_device(nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), tiny_dataset, SHORT, precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_train_of_a_network_that_runs_contiguous_only_learns_in_any_precision(tiny_dataset, contiguous_net, precision):
+    config = replace(SHORT, max_lr=0.01)
+    results = train(contiguous_net, tiny_dataset, fit_to_device(contiguous_net, tiny_dataset, config, precision)[0])
+    assert results[-1].train_loss < results[0].train_loss
 
 
 def test_fit_to_device_of_an_unknown_precision_names_the_known_ones(tiny_dataset, tiny_net):

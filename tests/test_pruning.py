@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from netprune.callbacks import Callbacks
 from netprune.candidate import RECALIBRATED, prune_candidate
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.gradients import loss_gradients
-from netprune.masks import apply_masks, make_masks
+from netprune.masks import apply_masks, make_masks, measured_sparsity
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
+from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning, prune_and_finetune
 from netprune.quantise import SIGNIFICANT_BITS, Values, round_significand
 from netprune.recalibration import recalibrate
@@ -67,6 +69,34 @@ def test_prune_candidate_equals_its_steps_taken_one_by_one(tiny_net, tiny_datase
     train(model, tiny_dataset, RECIPE, held=Held(masks=masks))
     assert weights_digest(unpack(data).model) == weights_digest(model)
     assert result.seed == 4
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_prune_candidate_of_a_network_that_runs_contiguous_only_is_finetuned(
+    contiguous_net, tiny_dataset, tiny_header, precision
+):
+    fitted, _ = fit_to_device(contiguous_net, tiny_dataset, RECIPE, precision)
+    config = PruneConfig(finetune=fitted, values=Values.parse("codebook:4"))
+    header = replace(tiny_header, architecture=None)
+    result, _ = prune_candidate(contiguous_net, tiny_dataset, header, {"fc.weight": 0.5}, config)
+    assert result.val.loss < result.one_shot.loss
+
+
+@pytest.mark.parametrize("values", ["fp32", "int8", "codebook:4"])
+def test_prune_candidate_of_tied_weights_prunes_scores_and_ships_them_as_one(tiny_dataset, tiny_header, values):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        convs = [nn.Conv2d(3, 4, 3, stride=4, padding=1), *(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))]
+        model = nn.Sequential(*convs, nn.Flatten(), nn.Linear(256, 3))
+    model[2].weight = model[1].weight
+    sparsity = dict.fromkeys(prunable_weights(model), 0.5)
+    config = replace(FINETUNED, values=Values.parse(values), spared=tuple(sparsity))
+    result, data = prune_candidate(model, tiny_dataset, replace(tiny_header, architecture=None), sparsity, config)
+    assert result.measured.keys() == {"0.weight", "1.weight", "4.weight"}
+    assert result.sparsity == pytest.approx(0.5, abs=0.01)
+    shipped = unpack(data, lambda _: copy.deepcopy(model)).model
+    assert shipped[2].weight is shipped[1].weight
+    assert result.val == evaluate(shipped, tiny_dataset.val, tiny_dataset)
 
 
 def test_prune_candidate_one_shot_keeps_every_kept_weight(tiny_net, tiny_dataset, tiny_header):
@@ -185,6 +215,55 @@ def test_finetuning_of_part_of_an_epoch_takes_part_of_the_images(tiny_dataset, e
     assert config.finetune == TrainConfig(**FINETUNE | {"epochs": whole, "batch_size": 64, "seed": 2})
     assert config.share == share
     assert len(config.part(tiny_dataset).train) * whole == epochs * len(tiny_dataset.train)
+
+
+@pytest.mark.parametrize("gradual", [0.0, 0.5])
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 3), (1.5, 8), (2, 10)])
+def test_finetuning_of_part_of_an_epoch_takes_the_steps_of_its_images(tiny_net, tiny_dataset, epochs, steps, gradual):
+    config = finetuning(epochs, batch_size=16)
+    config = replace(config, finetune=replace(config.finetune, gradual=gradual))
+    taken = []
+    callbacks = Callbacks(on_step=lambda *step: taken.append(step))
+    prune_and_finetune(tiny_net, tiny_dataset, {"conv2.0.weight": 0.5}, config, callbacks=callbacks)
+    assert taken == [(step, steps) for step in range(1, steps + 1)]
+
+
+def test_finetuning_of_one_and_a_half_epochs_goes_on_where_as_long_a_one_has_ended(tiny_dataset):
+    numbered = replace(tiny_dataset, train=replace(tiny_dataset.train, labels=torch.arange(72)))
+    config = finetuning(1.5, seed=2)
+    order = torch.randperm(72, generator=torch.Generator().manual_seed(2))
+    # two passes over three quarters each time: the second part begins with the last quarter of the order
+    assert torch.equal(config.part(numbered).train.labels, order[:54])
+    assert torch.equal(replace(config, had=1.5).part(numbered).train.labels, torch.cat([order[54:], order[:36]]))
+
+
+@pytest.mark.parametrize("config", [FINETUNED, GRADUAL], ids=["at once", "gradual"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_finetuned_has_the_dense_network_for_its_teacher_and_begins_where_it_should(
+    tiny_net, tiny_dataset, monkeypatch, config, goes_on
+):
+    trained = []
+
+    def spy(model, dataset, recipe, *, held, callbacks):
+        trained.append((copy.deepcopy(model), held))
+
+    monkeypatch.setattr("netprune.pruning.train", spy)
+    start = copy.deepcopy(tiny_net)
+    apply_masks(start, make_masks(start, {"conv4.0.weight": 0.5}))
+    before = start if goes_on else tiny_net
+    sparsity = {"conv2.0.weight": 0.5, "conv4.0.weight": 0.75}
+    prune_and_finetune(tiny_net, tiny_dataset, sparsity, config, start=before if goes_on else None)
+    ((model, held),) = trained
+    assert held.teacher is tiny_net
+    if config is GRADUAL:  # nothing is pruned yet: that is what rises
+        assert weights_digest(model) == weights_digest(before)
+        assert not held.masks
+        assert held.rising is not None
+    else:
+        found = {name: measured_sparsity(model)[name] for name in sparsity}
+        assert found == pytest.approx(sparsity, abs=0.01)
+        assert held.masks.keys() == sparsity.keys()
+        assert held.rising is None
 
 
 def test_finetuning_that_follows_another_goes_on_with_the_next_images_and_draws_of_its_own(tiny_dataset):

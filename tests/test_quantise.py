@@ -9,14 +9,12 @@ from sklearn.cluster import KMeans
 from torch import nn
 
 from netprune.errors import InputError
-from netprune.loader import normalise
 from netprune.masks import apply_masks, make_masks
 from netprune.models import prunable_weights, weights_digest
 from netprune.packing import pack, unpack
 from netprune.quantise import (
     Values,
     entropy_constrained_codebook,
-    fold_biases,
     quantise,
     round_significand,
     settle,
@@ -103,8 +101,8 @@ def test_quantise_to_int8_errs_by_half_a_step_of_its_channel(pruned):
     for name, weight in prunable_weights(pruned).items():
         old, new = prunable_weights(before)[name].flatten(1), weight.flatten(1)
         steps = old.abs().amax(1, keepdim=True) / 127
-        # a step has eight bits: 1/256 off, which at 127 steps is half a step more
-        assert ((old - new).abs() <= steps * (0.5 + 0.5) + 1e-12).all()
+        # the step that is stored has eight bits, so it is up to 1/256 larger
+        assert ((old - new).abs() <= steps * 0.5 * (1 + 1 / 256) + 1e-7 * old.abs().amax()).all()
         assert all(len(row.unique()) <= 255 for row in new)
 
 
@@ -195,58 +193,6 @@ def spread_statistics(model):
             tensor.copy_(torch.rand(tensor.shape, generator=generator) + (0.5 if "var" in name else -0.5))
 
 
-def test_fold_biases_leaves_the_networks_outputs_in_both_modes(tiny_net, tiny_dataset):
-    spread_statistics(tiny_net)
-    images = normalise(tiny_dataset.val.images, tiny_dataset)
-    folded = copy.deepcopy(tiny_net)
-    fold_biases(folded)
-    assert not any(module.bias.any() for module in folded.modules() if isinstance(module, nn.Conv2d))
-    for train_mode in (False, True):  # in this order: a pass in train mode moves the statistics
-        outputs = []
-        for model in (tiny_net, folded):
-            torch.manual_seed(0)  # dropout
-            with torch.no_grad():
-                outputs.append(model.train(train_mode)(images))
-        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
-
-
-def test_fold_biases_leaves_layers_alone_that_are_held_twice_or_have_no_normalisation_behind_them():
-    conv, norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-    shared = nn.Sequential(nn.Sequential(conv, norm), nn.Sequential(conv, nn.BatchNorm2d(3)))
-    twice = nn.Sequential(conv, norm, conv, nn.BatchNorm2d(3))
-    tied = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    tied[2].bias = tied[0].bias
-    apart = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3))
-    untracked = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
-    for model in (shared, twice, tied, apart, untracked):
-        before = weights_digest(model)
-        fold_biases(model)
-        assert weights_digest(model) == before
-
-
-class Residual(nn.Sequential):
-    """A chain that is run as none."""
-
-    def forward(self, images):
-        """Adds the convolution's own output."""
-        return self[1](self[0](images)) + self[0](images)
-
-
-class Clipped(nn.Conv2d):
-    """A convolution that does more than that."""
-
-    def forward(self, images):
-        """Zero where the convolution is negative."""
-        return super().forward(images).relu()
-
-
-def test_fold_biases_leaves_layers_alone_that_a_subclass_runs_in_its_own_way():
-    for model in (Residual(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), nn.Sequential(Clipped(3, 3, 1), nn.BatchNorm2d(3))):
-        before = weights_digest(model)
-        fold_biases(model)
-        assert weights_digest(model) == before
-
-
 @pytest.mark.parametrize("text", KINDS[1:])
 def test_quantise_folds_biases_and_keeps_eight_bits_of_the_rest(pruned, text):
     spread_statistics(pruned)
@@ -333,6 +279,10 @@ def test_training_with_labels_moves_entries_and_parts_none(pruned, tiny_dataset)
     labels = quantise(pruned, Values("codebook", 2))
     before = {name: weight.detach().clone() for name, weight in prunable_weights(pruned).items()}
     train(pruned, tiny_dataset, TrainConfig(epochs=2, batch_size=8), held=Held(labels=labels))
+    for name, weight in prunable_weights(pruned).items():  # shared gradients keep them together: no more than rounding
+        assert not weight[labels[name] < 0].any()
+        for label in labels[name].unique():
+            torch.testing.assert_close(*weight[labels[name] == label].aminmax(), rtol=0, atol=1e-5)
     settle(pruned, labels)
     for name, weight in prunable_weights(pruned).items():
         assert not weight[labels[name] < 0].any()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from netprune.data import Split
@@ -26,6 +27,29 @@ def test_recalibrate_takes_the_averages_of_the_training_images(tiny_dataset, tin
     given = first(normalise(tiny_dataset.train.images[:48], tiny_dataset))
     torch.testing.assert_close(reached.running_mean, given.mean((0, 2, 3)))
     torch.testing.assert_close(reached.running_var, given.var((0, 2, 3)))
+
+
+class Functional(nn.Module):
+    """Dropout as a function, which goes by the mode of the module that calls it."""
+
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.5), nn.Dropout2d(0.5), Functional()])
+def test_recalibrate_behind_dropout_takes_statistics_without_it(tiny_dataset, dropout):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        conv, later = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(conv, dropout, nn.BatchNorm2d(4), nn.ReLU(), dropout, later, nn.BatchNorm2d(4))
+    recalibrate(model, tiny_dataset, images=48)
+    assert all(module.training for module in model.modules())
+    with torch.no_grad():
+        first = conv(normalise(tiny_dataset.train.images[:48], tiny_dataset))
+        second = later(F.relu(F.batch_norm(first, None, None, training=True)))
+    for norm, given in ((model[2], first), (model[6], second)):
+        torch.testing.assert_close(norm.running_mean, given.mean((0, 2, 3)))
+        torch.testing.assert_close(norm.running_var, given.var((0, 2, 3)))
 
 
 def test_recalibrate_leaves_weights_modes_momentum_and_the_generator_alone(tiny_dataset, tiny_net):
@@ -74,6 +98,14 @@ def test_recalibrate_larger_images_go_in_smaller_batches(tiny_dataset, tiny_net,
     train = Split(images, torch.zeros(300, dtype=torch.long))
     recalibrate(model, replace(tiny_dataset, train=train, val=train.first(1)))
     assert seen == [batch] * (300 // batch)
+
+
+def test_recalibrate_reads_a_batch_at_a_time(tiny_dataset, tiny_net, monkeypatch):
+    read, between = [], Split.between
+    monkeypatch.setattr(Split, "between", lambda *given: read.append(given[1:]) or between(*given))
+    train = tiny_dataset.train.take(torch.arange(600) % 72)
+    recalibrate(tiny_net, replace(tiny_dataset, train=train), images=512)
+    assert read == [(0, 256), (256, 512)]
 
 
 def test_recalibrate_network_without_normalisation_is_left_alone(tiny_dataset):

@@ -133,6 +133,12 @@ def test_networks_are_recordable_if_all_their_layers_are_known_and_nobody_listen
     assert not any(recording._decides(module) for module in net.modules())
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_networks_that_average_statistics_by_a_count_are_not_recordable(kind):
+    assert recording._decides(kind(4, momentum=None))  # 1 / count is computed on the host
+    assert not recording._decides(kind(4))
+
+
 def test_networks_on_a_cpu_are_not_recordable(tiny_net):
     assert not recordable(tiny_net)
 

@@ -47,6 +47,18 @@ class Small(nn.Module):
         return self.fc(self.drop(self.features(images)))
 
 
+class Cosine(Small):
+    """Divides by the length of its features: with the first convolution emptied there is none, and no loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1.bias = self.conv2.bias = None
+
+    def features(self, images):
+        x = super().features(images)
+        return x / x.norm(dim=1, keepdim=True)
+
+
 class Narrow(nn.Module):
     """108 and 12 weights: the grid has fewer steps there."""
 
@@ -361,6 +373,16 @@ def test_scan_counts_the_points_that_never_get_sharp(trained, small_rounds, max_
         assert all((curve.count == 40).all() for curve in result.curves)
 
 
+def test_scan_of_a_point_without_a_finite_loss_stops_there_and_is_not_missed(small_rounds):
+    found = scan(train_a_little(Cosine()), DATA, ScanConfig(sparsities=SPARSITIES, max_se=0.3, precision="fp32"))
+    curve = found["conv1.weight"]
+    assert np.isfinite(curve.damage).tolist() == [True, True, False]
+    assert curve.count[-1] == 40
+    assert found.missed == 0
+    assert curve.while_finite().sparsities.tolist() == [0.4, 0.9]
+    assert found["conv2.weight"].while_finite() is found["conv2.weight"]
+
+
 def test_scan_of_fewer_images_than_a_round_takes_them_all(trained):
     data = replace(DATA, val=coloured(9, 5))
     result = scan(trained, data, ScanConfig(precision="fp32"))
@@ -461,6 +483,14 @@ def test_midpoints_beyond_the_loss_of_guessing_are_not_wanted():
     assert grid.midpoints(curve, 1.0, 10) == []
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_midpoints_of_a_damage_that_is_not_finite_lie_before_it(broken):
+    rising = [max(0.0, 2 * (x - 1)) for x in HALVES]
+    curve = synthetic(HALVES, [*rising[:4], broken, 9.0])
+    assert decades(grid.midpoints(curve, 1.0, 1000)) == pytest.approx([0.75, 1.25])
+    assert grid.midpoints(synthetic(HALVES, [broken] * 6), 1.0, 1000) == []
+
+
 def test_midpoints_towards_nothing_left_are_not_wanted():
     x = (*HALVES, 3.5)
     bent = synthetic(x, [max(0.0, 2 * (v - 3)) for v in x], whole=True)
@@ -525,6 +555,22 @@ def test_scan_of_a_pruned_network_starts_from_where_it_is(trained):
             direct = evaluate(pruned(model, {curve.layer: sparsity}), DATA.val, DATA)
             assert curve.loss[i] == direct.loss
             assert curve.damage[i] == pytest.approx(direct.loss - result.baseline.loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["taylor", "random"])
+def test_scan_of_a_pruned_network_by_another_saliency_prunes_as_much_as_asked(trained, monkeypatch, name):
+    started = pruned(trained, dict.fromkeys(LAYERS, 0.5))
+    prune, left = scanner._Scanner._prune, []
+
+    def spy(self, layer, sparsity):
+        prune(self, layer, sparsity)
+        weight = self.weights[layer]
+        left.append((int((weight == 0).sum()), pruned_count(weight.numel(), max(sparsity, 0.5))))
+
+    monkeypatch.setattr(scanner._Scanner, "_prune", spy)
+    scan(started, DATA, EXACT, saliency=SALIENCIES[name])
+    assert len(left) == len(LAYERS) * len(SPARSITIES)
+    assert all(found == asked for found, asked in left)
 
 
 def test_scan_of_a_network_with_an_empty_layer_has_nothing_to_prune_there(trained):
@@ -722,9 +768,32 @@ def test_scan_goes_by_the_check_of_the_number_format(trained, monkeypatch, agree
     assert result.compute.startswith("bf16" if agrees else "fp32")
 
 
+def test_scan_of_larger_images_takes_fewer_at_a_time_and_as_many_a_point(monkeypatch):
+    data = replace(DATA, val=Split(torch.zeros(300, 3, 64, 64, dtype=torch.uint8), torch.arange(300) % 3))
+    taken, images = [], scanner._Scanner._images
+    monkeypatch.setattr(scanner._Scanner, "_images", lambda *given: taken.append(given[1:]) or images(*given))
+    monkeypatch.setattr(scanner, "choose_compute", lambda *_, **__: Compute(batch_size=16))
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
+    found = scan(model, data, ScanConfig(sparsities=(0.5,), max_se=9.0))
+    assert taken == [(0, 4), (0, 128), (0, 64), (64, 128), (128, 192), (192, 256)]
+    assert found["2.weight"].count.tolist() == [256]
+
+
 def test_scan_in_fp32_measures_no_speed(trained, monkeypatch):
     monkeypatch.setattr(scanner, "choose_compute", None)
     assert scan(trained, DATA, EXACT).compute == "fp32, contiguous, batches of 500"
+
+
+def test_scan_of_a_network_that_runs_contiguous_only_stays_in_that_layout(contiguous_net, tiny_dataset, monkeypatch):
+    def seconds(model, images, way):  # channels_last would be chosen
+        return 0.5 if way.channels_last else 1.0
+
+    monkeypatch.setattr("netprune.compute.seconds_per_image", seconds)
+    found = scan(contiguous_net, tiny_dataset, ScanConfig(sparsities=(0.5, 1.0), max_se=0))
+    expected = scan(contiguous_net, tiny_dataset, ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32"))
+    assert "contiguous" in found.compute
+    for mine, exact in zip(found.curves, expected.curves, strict=True):
+        np.testing.assert_allclose(mine.damage, exact.damage, atol=0.05)
 
 
 def test_scan_by_default_chooses_for_itself_and_is_near_the_exact_one(trained):

@@ -1,6 +1,7 @@
 """The scan's stage: one run a scan, found again, and gone on with after an interrupt."""
 
 import json
+import math
 from dataclasses import replace
 
 import mlflow
@@ -9,7 +10,8 @@ import pytest
 from netprune.bounds import find_bounds
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
-from netprune.models import weights_digest
+from netprune.masks import apply_masks, make_masks
+from netprune.models import prunable_weights, weights_digest
 from netprune.scan_record import ScanRecord
 from netprune.scanner import ScanConfig
 from netprune.sensitivity import Sensitivity
@@ -146,6 +148,18 @@ def test_scan_around_a_pruned_network_starts_where_that_is_and_is_another_scan(s
     assert not run_scan(source, request).reused
 
 
+@pytest.mark.usefixtures("store", "undrawn")
+@pytest.mark.parametrize(("left", "shown"), [(0.5, 0.05), (0.03, 0.015), (0.0, None)])
+def test_scan_of_a_pruned_network_shows_allocations_at_a_density_that_it_can_have(source, monkeypatch, left, shown):
+    apply_masks(source.model, make_masks(source.model, dict.fromkeys(prunable_weights(source.model), 1 - left)))
+    drawn = []
+    monkeypatch.setattr(scanning.figures, "allocations", lambda _, found, density: drawn.append((found, density)))
+    run_scan(source, FEW)
+    assert [density for _, density in drawn] == pytest.approx([] if shown is None else [shown], rel=0.02)
+    assert all(found.keys() == set(scanning.SHOWN_RULES) for found, _ in drawn)
+    assert runs()[-1].info.status == "FINISHED"
+
+
 @pytest.mark.parametrize("around", ["knapsack:0.1", "uniform", "magic:0.1", "uniform:2"])
 def test_scan_around_what_cannot_be_made_is_refused(source, around):
     with pytest.raises(InputError):
@@ -170,6 +184,23 @@ def test_damage_table_of_a_layer_that_does_little_damage_says_more_unless_all_of
     assert line.startswith("conv1.0.weight")
     assert line.count(cell) == 3
     assert ("> " in line) == (last < 1)
+
+
+@pytest.mark.usefixtures("store", "undrawn")
+def test_scan_of_a_damage_that_is_not_finite_is_kept_as_json_and_tabled(source, monkeypatch):
+    measured = scanning.scan(source.model, source.dataset, FEW.config)
+    measured.curves[0].damage[-1] = math.nan
+    monkeypatch.setattr(scanning, "scan", lambda *_args, **_options: measured)
+    run_id = run_scan(source, FEW).run_id
+    assert runs()[-1].info.status == "FINISHED"
+    text = scanning.artifacts.read_artifact(run_id, scanning.SENSITIVITY).decode()
+    json.loads(text, parse_constant=pytest.fail)
+    again = run_scan(source, FEW)
+    assert again.reused
+    line = damage_table(again.sensitivity).splitlines()[2]
+    assert line.startswith("conv1.0.weight")
+    assert "not finite" in line
+    assert "100.00 %" not in line
 
 
 def test_damage_table_names_dead_layers_whole_passes_and_missed_points(source):

@@ -37,6 +37,12 @@ def test_screen_equals_its_steps_taken_one_by_one(trained, tiny_dataset):
     assert Screen(trained, tiny_dataset)(sparsity) == pytest.approx(by_hand(trained, tiny_dataset, sparsity), rel=1e-3)
 
 
+def test_screen_of_a_network_that_runs_contiguous_only_equals_its_steps(contiguous_net, tiny_dataset):
+    sparsity = {"fc.weight": 0.5}
+    found = Screen(contiguous_net, tiny_dataset)(sparsity)
+    assert found == pytest.approx(by_hand(contiguous_net, tiny_dataset, sparsity), rel=1e-3)
+
+
 def test_screen_leaves_the_dense_network_alone_and_repeats_itself(trained, tiny_dataset):
     before = weights_digest(trained)
     screen = Screen(trained, tiny_dataset)

@@ -11,7 +11,6 @@ from netprune import memory, streaming
 from netprune.data import Split, load_dataset
 from netprune.evaluation import evaluate
 from netprune.loader import normalise, steps_per_epoch, train_batches
-from netprune.precision import fit_to_device
 from netprune.recipes import recipe
 from netprune.scanner import ScanConfig, scan
 from netprune.shares import Place
@@ -94,7 +93,7 @@ def test_train_batches_of_a_streamed_split_are_shared_by_two_processes_and_cropp
 
 def test_train_on_a_streamed_split_learns(streamed, tiny_net):
     config = recipe("document", epochs=4, batch_size=24, max_lr=0.02)
-    results = train(tiny_net, streamed, fit_to_device(tiny_net, streamed, config)[0])
+    results = train(tiny_net, streamed, config)
     assert results[-1].train_loss < results[0].train_loss
     assert results[-1].val.accuracy > 0.6
 

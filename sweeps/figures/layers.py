@@ -36,7 +36,8 @@ def sensitivity_curves(sensitivity: Sensitivity) -> Figure:
         style = {**_style(i), "markersize": 4, "capsize": 2, "label": drawn(curve.layer)}
         x = np.where(density > 0, density, least / GONE)  # a log axis has no zero
         left.errorbar(x, 100 * curve.accuracy, 100 * curve.accuracy_se, **style)
-        right.errorbar(x, curve.damage, curve.damage_se, **style)
+        known = len(curve.while_finite().damage)
+        right.errorbar(x[:known], curve.damage[:known], curve.damage_se[:known], **style)
     left.axhline(100 * sensitivity.baseline.accuracy, color="black", linestyle="--", label="dense")
     right.axhline(0.0, color="black", linestyle="--", label="dense")
     gone = any((density == 0).any() for density in densities)
@@ -121,7 +122,7 @@ def allocations(sensitivity: Sensitivity, found: Mapping[str, Mapping[str, float
         stop = max(curve.size * (1 - chosen[layer]), 0.5)
         left.plot(stop, curve(chosen[layer]), markersize=8, label=drawn(layer), **style)
     left.set(xscale="log", xlabel="weights kept in the layer", ylabel="change of the loss (nats)")
-    left.set_title(f"Each layer pruned alone; marks: where {rule} stops at {100 * density:g} %", fontsize="medium")
+    left.set_title(f"Each layer pruned alone; marks: where {rule} stops at {100 * density:.3g} %", fontsize="medium")
     left.legend(fontsize="small")
     rows = np.arange(len(sensitivity.layers))
     for i, (name, sparsity) in enumerate(found.items()):
@@ -130,7 +131,7 @@ def allocations(sensitivity: Sensitivity, found: Mapping[str, Mapping[str, float
     right.set_yticks(rows, [f"{drawn(curve.layer)} ({curve.size:,})" for curve in sensitivity.curves])
     right.invert_yaxis()
     right.set(xscale="log", xlabel="density of the layer")
-    right.set_title(f"Who keeps what at {100 * density:g} % of all weights", fontsize="medium")
+    right.set_title(f"Who keeps what at {100 * density:.3g} % of all weights", fontsize="medium")
     right.legend(fontsize="small")
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
-from netprune.allocation import ALLOCATORS, BY_DAMAGE, Basis, allocation_from, find_allocator
+from netprune.allocation import ALLOCATORS, BY_DAMAGE, Basis, allocation_from, find_allocator, rule_and_density
 from netprune.budget import fit_bytes, packed_bytes
 from netprune.errors import InputError
 from netprune.masks import Sparsity, apply_masks, make_masks
@@ -67,20 +67,29 @@ def run_analysis(source: Source, allocation: str) -> Analysis:
 
 
 def _allocate(source: Source, text: str) -> Sparsity:
-    rule, _, amount = text.partition(":")
+    rule, budget_bytes = _rule_and_bytes(text)  # before a scan, which may take minutes
     scanned = run_scan(source, ScanRequest()).sensitivity if rule in BY_DAMAGE else None
     basis = Basis(model=source.model, sensitivity=scanned, bounds=source.bounds)
-    if not amount.endswith("B"):
+    if budget_bytes is None:
         return allocation_from(text, basis)
-    if not amount[:-1].isdecimal():
-        raise InputError(f"the budget {amount!r} is not a number of bytes such as 200000B.")
     allocate = find_allocator(rule)
     sparsity, _ = fit_bytes(
         lambda density: allocate(basis, density),
         lambda found: packed_bytes(source.model, source.header, found),
-        int(amount[:-1]),
+        budget_bytes,
     )
     return sparsity
+
+
+def _rule_and_bytes(text: str) -> tuple[str, int | None]:
+    """The rule, and the packed file's bytes; None where the text has a density."""
+    rule, _, amount = text.partition(":")
+    if not amount.endswith("B"):
+        return rule_and_density(text)[0], None
+    find_allocator(rule)
+    if not amount[:-1].isdecimal():
+        raise InputError(f"the budget {amount!r} is not a number of bytes such as 200000B.")
+    return rule, int(amount[:-1])
 
 
 def histograms(model: nn.Module, when: str) -> dict[str, Figure]:

@@ -11,6 +11,7 @@ from typing import Any
 from netprune.allocation import Basis, allocation_from, find_allocator
 from netprune.callbacks import Callbacks
 from netprune.errors import InputError
+from netprune.masks import Sparsity
 from netprune.models import weights_digest
 from netprune.precision import fit_to_device
 from netprune.pruning import finetuning, prune_and_finetune
@@ -32,6 +33,7 @@ AUTO = "auto"
 KEEP_SECONDS = 5.0
 SHOWN_RULES = ("uniform", "global_magnitude", "erk", "lamp", "kept_norm", "knapsack")
 SHOWN_DENSITY = 0.05
+"""Of the allocations in the figure; half of what is left, where that is less."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,8 +191,21 @@ def _log(source: Source, sensitivity: Sensitivity, run_id: str) -> None:
     artifacts.log_bytes(sensitivity.to_json().encode(), SENSITIVITY)
     drawn = {"sensitivity": figures.sensitivity_curves(sensitivity)}
     basis = Basis(model=source.model, sensitivity=sensitivity, bounds=source.bounds)
-    # else the budget may lie past the last points, or the limits
-    if all(curve.sparsities[-1] == 1 for curve in sensitivity.curves) and basis.least < SHOWN_DENSITY:
-        found = {rule: find_allocator(rule)(basis, SHOWN_DENSITY) for rule in SHOWN_RULES}
-        drawn["allocations"] = figures.allocations(sensitivity, found, SHOWN_DENSITY)
+    density = _shown_density(sensitivity)
+    found = _allocations(basis, density)
+    if found:
+        drawn["allocations"] = figures.allocations(sensitivity, found, density)
     artifacts.log_figures(drawn, run_id)
+
+
+def _shown_density(sensitivity: Sensitivity) -> float:
+    left = sum(curve.size * (1 - curve.start) for curve in sensitivity.curves)
+    return min(SHOWN_DENSITY, left / sum(curve.size for curve in sensitivity.curves) / 2)
+
+
+def _allocations(basis: Basis, density: float) -> dict[str, Sparsity]:
+    """Of each rule that is shown; none where the density lies past the curves' last points, or the limits."""
+    try:
+        return {rule: find_allocator(rule)(basis, density) for rule in SHOWN_RULES}
+    except InputError:
+        return {}
