@@ -210,6 +210,16 @@ def test_artifact_that_cannot_be_written_leaves_the_old_one(store, monkeypatch):
         assert artifacts.read_artifact(run_id, "checkpoints/last.pt") == b"old"
 
 
+@pytest.mark.parametrize("name", ["proj #2", "what?", "50%20"])
+def test_artifact_in_a_folder_whose_name_would_end_an_address_is_written_where_mlflow_reads_it(store, name):
+    place = store / name / "mlruns"
+    experiment = mlflow.create_experiment("odd", artifact_location=str(place))
+    with mlflow.start_run(experiment_id=experiment) as run:
+        artifacts.log_bytes(b"here", "folder/x.bin")
+    assert artifacts.read_artifact(run.info.run_id, "folder/x.bin") == b"here"
+    assert mlflow.MlflowClient().list_artifacts(run.info.run_id, "folder")[0].path == "folder/x.bin"
+
+
 def test_artifact_of_an_ended_run_is_written_and_replaced(store):
     with tracking.tracked_run("search", "study", {}) as ended:
         pass
@@ -231,6 +241,19 @@ def test_open_store_that_is_fresh_by_several_processes_at_once_works(tmp_path):
     found = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}").search_experiments()
     assert "netprune" in {experiment.name for experiment in found}
     assert not list(tmp_path.glob(".mlflow.db-*"))
+
+
+@pytest.mark.parametrize("name", ["my project", "jörg"])
+def test_open_store_in_a_folder_whose_name_is_quoted_in_addresses_opens_it_again(store, monkeypatch, name):
+    folder = store / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    mlflow.set_tracking_uri(None)  # as in a new process
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for _ in range(2):
+        open_store()
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+    assert mlflow.search_experiments()
 
 
 @pytest.mark.parametrize(
