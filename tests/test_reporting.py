@@ -30,7 +30,7 @@ from sweeps.stages.scanning import SCANNED, run_scan
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.starting import PACKED_FILE
-from sweeps.stages.studies import FoundStudy, find_study
+from sweeps.stages.studies import FoundStudy, Winner, find_study
 from sweeps.stages.training import TrainRequest
 from sweeps.table import count, percent
 
@@ -256,6 +256,33 @@ def test_report_with_other_data_compares_nothing(searched, rendered, tiny_datase
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (other, None))
     run_report("small")
     assert "other classes" in rendered[1].no_comparison
+
+
+@pytest.mark.parametrize(("averaged", "accuracy"), [(True, 0.95), (False, 0.9)])
+def test_drawn_confirmed_network_stands_at_the_accuracy_that_its_bound_is_of(averaged, accuracy):
+    run = tracking.FoundRun("r", "", "", {}, {}, {"packed_bytes": 5000.0})
+    lower = accuracy - 0.02  # of an average that ships it may lie above the seeds' mean
+    won = Winner(0.85, run, (1000, 1001), (0.92, 0.88), 0.95 if averaged else 0.89, averaged, lower)
+    dense = {"dense_packed_bytes": 90_000.0, "dense_val_accuracy": 0.96}
+    study = SimpleNamespace(finished=(), floors=(0.85,), run=SimpleNamespace(metrics=dense))
+    (axes,) = drawing._sizes(SimpleNamespace(study=study, winners=(won,))).axes
+    (container,) = axes.containers
+    assert container.lines[0].get_ydata() == pytest.approx([100 * accuracy])
+    assert container.lines[2][0].get_segments()[0][:, 1] == pytest.approx([100 * lower, 100 * accuracy])
+
+
+def test_study_of_a_name_that_another_has_too_knows_its_own_registrations_only(searched):
+    searched()
+    first = find_study("small")
+    run_register("small", "mine", DATA)
+    with tracking.tracked_run("search", "study small", {}, tags={tracking.STUDY: "small"}) as run_id:
+        tracking.log({"accuracy_floor": 0.5})
+    second = find_study("small")
+    assert second.run.run_id == run_id
+    assert second.registered() == {}
+    assert "model-name" not in register_command(second)
+    assert set(first.registered()) == {first.winners()[0].run.run_id}
+    assert "--model-name mine" in register_command(first)
 
 
 def test_comparison_shows_first_what_pruning_has_lost():

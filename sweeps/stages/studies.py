@@ -46,6 +46,13 @@ class Winner:
     lower: float
     """Lower end of the one-sided 95 % confidence interval of the accuracy."""
 
+    @property
+    def accuracy(self) -> float:
+        """Validation, in [0, 1]: what the bound is of, the average's if that ships, else the seeds' mean."""
+        if self.averaged and self.average is not None:
+            return self.average
+        return sum(self.accuracies) / len(self.accuracies)
+
 
 @dataclass(frozen=True, slots=True)
 class FoundStudy:
