@@ -27,6 +27,8 @@ STAGE, FEASIBLE, STUDY, TRIAL = "netprune.stage", "feasible", "netprune.study", 
 PARENT = MLFLOW_PARENT_RUN_ID
 """Tag: the run that one is nested under. Trials and confirmations are found by their study's: a store may hold several
 studies of one name."""
+STUDY_RUN = "netprune.study_run"
+"""Tag: of a registration, the run of the study whose network it registered."""
 CONFIRMED = "confirmed"
 """Tag: of a study, whether its highest floor has a confirmed network; of a confirmation, whether its network is one."""
 STORAGE = "netprune.storage"

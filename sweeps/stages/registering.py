@@ -151,7 +151,7 @@ class _Desk:
             "accuracy_floor": 100 * won.floor,
             **key,
         }
-        tags = {tracking.STUDY: self.study.name}
+        tags = {tracking.STUDY: self.study.name, tracking.STUDY_RUN: self.study.run.run_id}
         with tracking.tracked_run("register", f"register {self.name}", config, tags=tags) as run_id:
             log_data(self.dataset, data.data_dir, ("val", "test"))
             tracking.log(metrics)

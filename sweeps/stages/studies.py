@@ -157,7 +157,7 @@ class FoundStudy:
 
     def registered(self) -> dict[str, tracking.FoundRun]:
         """Run id of a network → the newest run that registered it: what that read of test is there."""
-        runs = tracking.find_runs({tracking.STAGE: "register", tracking.STUDY: self.name})
+        runs = tracking.find_runs({tracking.STAGE: "register", tracking.STUDY_RUN: self.run.run_id})
         return {run.params[f"register.{registry.TRIAL}"]: run for run in reversed(runs)}
 
     def confirmations(self) -> tuple[tracking.FoundRun, ...]:
