@@ -23,7 +23,7 @@ from sweeps.stages import comparing, drawing, pipeline, trials
 from sweeps.stages import reporting as stage
 from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register
-from sweeps.stages.repeating import first_search_command, repeat, search_command
+from sweeps.stages.repeating import first_search_command, register_command, repeat, search_command
 from sweeps.stages.reporting import PAGE, run_report
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCANNED, run_scan
@@ -251,7 +251,7 @@ def test_report_with_other_data_compares_nothing(searched, rendered, tiny_datase
     wrong = replace(tiny_dataset, val=replace(tiny_dataset.val, labels=(tiny_dataset.val.labels + 1) % 3))
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (wrong, None))
     run_report("small")
-    assert "is not the study's" in rendered[0].no_comparison
+    assert "tiny is not the data of study small: its validation images are others" in rendered[0].no_comparison
     other = replace(tiny_dataset, classes=("a", "b", "c"))
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (other, None))
     run_report("small")

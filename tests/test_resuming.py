@@ -78,6 +78,15 @@ def test_train_that_fails_after_its_last_epoch_is_resumed_to_its_model(stopped):
     assert resumed.val_accuracy == whole.val_accuracy
 
 
+def test_train_with_other_images_is_not_resumed(stopped, tiny_dataset, monkeypatch):
+    begun = stopped(1)
+    other = replace(tiny_dataset, train=tiny_dataset.val)
+    monkeypatch.setattr(training, "open_data", lambda *_: (other, torch.device("cpu")))
+    with pytest.raises(InputError, match=f"tiny is not the data of run {begun}: its training images are others"):
+        run_training(AGAIN)
+    assert len(tracking.find_runs({tracking.STAGE: "train"}, statuses=("FAILED", "FINISHED"))) == 1
+
+
 def test_train_that_has_finished_is_not_resumed(store):
     finished = run_training(REQUEST).run_id
     with pytest.raises(InputError, match=f"run {finished} has finished: there is nothing to resume"):

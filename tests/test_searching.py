@@ -680,6 +680,34 @@ def test_register_twice_reads_test_once_and_stays_one_version(searched, monkeypa
     assert len(runs("register")) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": "another"}, "tiny is not the data of study small: its training images are others"),
+        ({"val": "another", "classes": ("a", "b")}, "its validation images are others. Put back what was added"),
+    ],
+    ids=["split", "classes"],
+)
+def test_register_with_other_data_than_the_studys_is_refused_before_test_is_read(
+    searched, tiny_dataset, monkeypatch, changes, message
+):
+    searched()
+    changes = {part: value if part == "classes" else tiny_dataset.test for part, value in changes.items()}
+    other = replace(tiny_dataset, **changes, test=None)
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (other, None))
+    with pytest.raises(InputError, match=message):
+        run_register("small", "", DATA)
+    assert runs("register") == []
+
+
+def test_register_with_another_image_size_than_the_studys_is_refused_before_the_data_are_opened(searched, monkeypatch):
+    searched()
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: pytest.fail("the data was opened"))
+    with pytest.raises(InputError, match="study small is of images of 32×32, not 64: leave image_size at auto"):
+        run_register("small", "", replace(DATA, image_size=64))
+    assert runs("register") == []
+
+
 def test_register_logs_the_accuracy_of_the_file_that_is_loaded(searched, source):
     searched()
     outcome = run_register("small", "", DATA)

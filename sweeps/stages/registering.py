@@ -81,8 +81,8 @@ def run_register(study_name: str, model_name: str, request: DataRequest, model: 
         model: `module:function` that builds the networks, if they are of the user's own class.
 
     Raises:
-        InputError: for a name that cannot be one, and if there is no study, it has no confirmed network, or its
-            networks cannot be built: nothing is registered then.
+        InputError: for a name that cannot be one, and if there is no study, it has no confirmed network, its networks
+            cannot be built, or the data is not the study's: nothing is registered then, and test is not read.
     """
     if model_name:
         registry.require_name(model_name)
