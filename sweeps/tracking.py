@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ SESSION = "netprune.session"
 """Tag: which worker's session a run belongs to."""
 PROCESS = "netprune.process/"
 """Tag, with a key of its own: a process that has a run open; empty when it has closed it."""
+REFUSED, CODED = re.compile(r"[^\w./ -]|(?<![^/])[/.]|/\Z"), re.compile(r":([0-9a-f]{1,5}):")
+"""Characters of names that MLflow refuses, among them those that would make another path of one; and their codes."""
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -115,8 +118,8 @@ def tracked_run(
             log_system_metrics=system_metrics,
         )
         detail(f"run {run.info.run_id}: {name}")
-        logged = run.data.params
-        mlflow.log_params({k: v for k, v in ((f"{stage}.{k}", v) for k, v in config.items()) if k not in logged})
+        params = {_key(f"{stage}.{name}"): value for name, value in config.items()}
+        mlflow.log_params({key: value for key, value in params.items() if key not in run.data.params})
         yield str(run.info.run_id)
     except BaseException as error:
         if mlflow.active_run() is not outer:
@@ -146,6 +149,22 @@ def active_run_id() -> str:
     if run is None:
         raise RuntimeError("no run is open")
     return str(run.info.run_id)
+
+
+def _key(name: str) -> str:
+    """A param's or metric's name as MLflow takes it: what it refuses is replaced by its code in colons, as is a colon.
+
+    A layer of a user's network may be called almost anything (`nn.ModuleDict`), and names that differ have to stay so.
+
+    >>> _key("sparsity/blocks.conv+relu (a:b).weight"), _key("damage/block 1/conv_2-a.weight")
+    ('sparsity/blocks.conv:2b:relu :28:a:3a:b:29:.weight', 'damage/block 1/conv_2-a.weight')
+    """
+    return REFUSED.sub(lambda found: f":{ord(found[0]):x}:", name)
+
+
+def _name(key: str) -> str:
+    """A param's or metric's name out of `_key`."""
+    return CODED.sub(lambda found: chr(int(found[1], 16)), key)
 
 
 def flag(value: bool) -> str:
@@ -178,8 +197,10 @@ def log(
         step: of the metrics.
     """
     now = time.time_ns() // 1_000_000
-    points = [Metric(name, value, now, step) for name, value in metrics.items()]
-    points += [Metric(name, value, now, at) for name, curve in (curves or {}).items() for at, value in curve.items()]
+    points = [Metric(_key(name), value, now, step) for name, value in metrics.items()]
+    points += [
+        Metric(_key(name), value, now, at) for name, curve in (curves or {}).items() for at, value in curve.items()
+    ]
     wanted = [RunTag(name, value) for name, value in (tags or {}).items()]
     mlflow.MlflowClient().log_batch(active_run_id(), metrics=points, tags=wanted)
 
@@ -246,4 +267,6 @@ def find_run(run_id: str) -> FoundRun:
 
 def _found(run: Run) -> FoundRun:
     data = run.data
-    return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, data.params, data.metrics)
+    params = {_name(key): value for key, value in data.params.items()}
+    metrics = {_name(key): value for key, value in data.metrics.items()}
+    return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, params, metrics)

@@ -189,6 +189,20 @@ def test_open_store_closes_what_a_killed_process_left_open_and_nothing_else(stor
         assert tracking.find_run(shared.info.run_id).status == "RUNNING"
 
 
+def test_layers_of_any_name_are_logged_apart_and_found_by_their_names(store):
+    letters = ("conv+relu", "f(x)", "a@b", "c,d", "a:b", "a:3a:b", "Größe", "\N{CROSS MARK}", "50 %", "a b", "x\ny")
+    layers = [*letters, "a//b", "a/", "/a", "a/./b", "a/../b", ".."]
+    sparsities = {f"sparsity/{layer}": 0.5 + i / 100 for i, layer in enumerate(layers)}
+    damage = {f"damage/{layer}": {0: 1.0, 5000: 2.0 + i} for i, layer in enumerate(layers)}
+    with tracking.tracked_run("trial", "t", sparsities) as run_id:
+        tracking.log(sparsities, curves=damage)
+    found = tracking.find_run(run_id)
+    assert found.params == {f"trial.{name}": str(value) for name, value in sparsities.items()}
+    assert found.metrics == sparsities | {name: curve[5000] for name, curve in damage.items()}
+    with tracking.tracked_run("trial", "t", sparsities, reopen=run_id):
+        pass  # what is logged already is not logged again
+
+
 def test_tracked_run_records_no_password(store):
     with pytest.raises(ValueError, match="cannot reach"), tracking.tracked_run("train", "a run", {}) as run_id:
         raise ValueError("cannot reach postgresql+psycopg://me:s3cret@host/db")
