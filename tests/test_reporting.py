@@ -19,8 +19,9 @@ from netprune.stopping import LearningCurve
 from sweeps import artifacts, report, search_sparsity, tracking
 from sweeps import train as train_command
 from sweeps.page import render
-from sweeps.stages import comparing, drawing, pipeline, trials
+from sweeps.stages import comparing, drawing, pipeline, searching, trials
 from sweeps.stages import reporting as stage
+from sweeps.stages.candidates import OPEN
 from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import first_search_command, register_command, repeat, search_command
@@ -144,6 +145,26 @@ def test_report_of_an_unconfirmed_study_shows_the_best_trial_and_says_so(searche
     assert page.shown_network.packed_bytes == outcome.floors[0].best.score.size_bytes
     assert "confirm-seeds 2" in page.steps[0].command
     assert "is no promise" in render(page)
+
+
+def test_report_of_a_study_that_was_interrupted_before_its_end_leaves_its_candidates_open(
+    source, rendered, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    request = replace(REQUEST, confirm_seeds=3, trials=3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(searching, "confirm_study", interrupt)  # some are finetuned again among the trials
+        run_search(source, request)
+    run_report("small")
+    (page,) = rendered
+    assert page.candidates
+    assert {one.verdict for one in page.candidates} == {OPEN}
+    assert (page.tried, page.confirmed) == (False, ())
+    assert "the study is not over. So far" in render(page)
+    again = options(page.steps[0].command)
+    assert (again["confirm_seeds"], again["trials"]) == (3, request.trials)
 
 
 def test_report_of_a_floor_that_no_bound_meets_says_what_may_help(searched, rendered):

@@ -113,7 +113,7 @@ def _page(
         objective=SIZES[study.objective],
         dense=dense_network(standing, dense),
         floors=floor_results(standing),
-        tried=bool(standing.confirmed),
+        tried=standing.decided,
         candidates=candidate_rows(standing),
         shown=shown.label if shown else "",
         shown_network=shown_network(standing, shown) if shown else None,
