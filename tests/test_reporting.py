@@ -306,6 +306,19 @@ def test_study_of_a_name_that_another_has_too_knows_its_own_registrations_only(s
     assert "--model-name mine" in register_command(first)
 
 
+def test_comparison_counts_apart_what_only_the_dense_and_only_the_pruned_network_gets_right():
+    labels, dense = np.array([0, 1, 2, 0, 1]), np.array([0, 1, 1, 0, 2])
+    pruned = np.array([1, 2, 2, 0, 0])  # two lost, one won, one as before, one wrong in another way
+    shown = comparing.choose_images(labels, dense, pruned)
+    images = np.zeros((len(shown), 4, 4, 3), dtype=np.uint8)
+    found = comparing.Compared(("a", "b", "c"), labels, dense, pruned, shown, images)
+    made = found.summary()
+    assert (made.images, made.differ, made.only_dense, made.only_pruned) == (5, 4, 2, 1)
+    named = [(one.truth, one.dense, one.pruned) for one in made.examples]
+    assert named == [("a", "a", "b"), ("b", "b", "c"), ("c", "b", "c"), ("b", "c", "a")]
+    assert found.confusion.tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 1]]
+
+
 def test_comparison_shows_first_what_pruning_has_lost():
     labels, dense = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 2])
     pruned = np.array([0, 0, 2, 1, 0])
