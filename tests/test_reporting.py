@@ -118,9 +118,9 @@ def test_report_counts_what_dense_and_pruned_take_images_for(searched, source, r
     assert all(one.dense != one.pruned and one.png[1:4] == b"PNG" for one in found.examples)
 
 
-def test_report_never_reads_test(searched, rendered, tiny_dataset, monkeypatch):
+def test_report_never_reads_test(searched, rendered, source, monkeypatch):
     searched()
-    blind = replace(tiny_dataset, test=None)
+    blind = replace(source.dataset, test=None)
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (blind, None))
     made = run_report("small")
     assert "test is not read until the network is registered" in artifacts.read_artifact(made.run_id, PAGE).decode()
@@ -267,13 +267,14 @@ def test_report_without_the_data_says_so_and_has_all_else(searched, pages, blank
     assert "CIFAR-10 is not in /there." in pages[0].no_comparison
 
 
-def test_report_with_other_data_compares_nothing(searched, rendered, tiny_dataset, monkeypatch):
+def test_report_with_other_data_compares_nothing(searched, rendered, source, monkeypatch):
     searched()
-    wrong = replace(tiny_dataset, val=replace(tiny_dataset.val, labels=(tiny_dataset.val.labels + 1) % 3))
+    val = source.dataset.val
+    wrong = replace(source.dataset, val=replace(val, labels=(val.labels + 1) % 3))
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (wrong, None))
     run_report("small")
     assert "tiny is not the data of study small: its validation images are others" in rendered[0].no_comparison
-    other = replace(tiny_dataset, classes=("a", "b", "c"))
+    other = replace(source.dataset, classes=("a", "b", "c"))
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (other, None))
     run_report("small")
     assert "other classes" in rendered[1].no_comparison
