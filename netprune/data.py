@@ -15,7 +15,8 @@ from torch import Tensor
 
 from netprune.cifar10 import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, read_cifar10
 from netprune.errors import InputError
-from netprune.image_folder import IMAGE_SIZE, LabelledImages, check_image_size, read_image_folder
+from netprune.files import user_path
+from netprune.image_folder import IMAGE_SIZE, LabelledImages, check_image_size, check_links, read_image_folder
 from netprune.memory import fits
 
 SPLIT_SEED = 0
@@ -175,9 +176,10 @@ def load_dataset(name: str, data_dir: str | Path, image_size: int = IMAGE_SIZE) 
     if name in DATASETS:
         if image_size != IMAGE_SIZE:
             raise InputError(f"the images of {name} are {IMAGE_SIZE}×{IMAGE_SIZE}: image_size is for image folders.")
-        return DATASETS[name](Path(data_dir).expanduser())
-    if Path(name).expanduser().is_dir():
-        dataset = _image_folder(Path(name).expanduser(), Path(data_dir).expanduser(), image_size)
+        return DATASETS[name](user_path(data_dir))
+    folder = user_path(name)
+    if folder.is_dir():
+        dataset = _image_folder(folder, user_path(data_dir), image_size)
         if not all(map(len, (dataset.train, dataset.val, dataset.test))):
             raise InputError(f"{name} has too few images to be split into train, validation and test: add some.")
         return dataset
@@ -221,18 +223,22 @@ def _cifar10(data_dir: Path) -> Dataset:
 
 def _image_folder(folder: Path, data_dir: Path, image_size: int) -> Dataset:
     name = os.fspath(folder.resolve())
-    if not (folder / "train").is_dir():
+    train_folder, test_folder = folder / "train", folder / "test"
+    check_links(folder, [train_folder, test_folder])
+    if not train_folder.is_dir():
         raise InputError(f"{folder} has no train/ folder: put the images under {folder}/train/<class>/.")
-    found = read_image_folder(folder / "train", data_dir, image_size)
+    if test_folder.is_dir() and test_folder.samefile(train_folder):
+        raise InputError(f"{test_folder} is the same folder as {train_folder}: put other images there, or remove it.")
+    found = read_image_folder(train_folder, data_dir, image_size)
     pool, classes = _as_split(found), found.classes
-    if not (folder / "test").is_dir():
+    if not test_folder.is_dir():
         return _held_out(name, pool, 0.1, 0.1, classes=classes)
     val, rest = (pool.take(index) for index in split_indices(len(pool), 0.1))
     # after those have been read into memory: what is free then decides for these
-    test = read_image_folder(folder / "test", data_dir, image_size)
+    test = read_image_folder(test_folder, data_dir, image_size)
     if test.classes != classes:
         only = sorted(set(test.classes) ^ set(classes))
-        raise InputError(f"{folder}/train and {folder}/test hold different classes: {', '.join(only)} is in one only.")
+        raise InputError(f"{train_folder} and {test_folder} hold different classes: {', '.join(only)} is in one only.")
     held = _as_split(test).take(torch.arange(len(test.labels)))
     return Dataset(name=name, train=rest, val=_in_memory(val), test=_in_memory(held), classes=classes)
 

@@ -31,6 +31,8 @@ from netprune.packing import Builder, PackedHeader, plain_state
 EXAMPLE = "mynet:network"
 TRIED = 2
 """Images that a new network is tried on."""
+SAME = 1e-5
+"""Of the largest output: by so much two networks of the same weights may differ, which round in another order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class Factory:
         """A fresh network, the same for the same seed, that has been tried on images of that size.
 
         It takes `(N, 3, S, S)` and gives `(N, num_classes)` in train and in eval mode, can be copied, packed and loaded
-        into, and has weights to prune. Torch's global generator is left as it was.
+        into, has weights to prune, and all that its outputs depend on is in its state dict. Torch's global generator is
+        left as it was.
 
         Args:
             num_classes: what the function is called with, at least 2.
@@ -58,19 +61,24 @@ class Factory:
         # it may build on a GPU; one that is not in use yet has no state to keep
         gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
         with torch.random.fork_rng(devices=gpus):
-            torch.manual_seed(seed)
-            try:
-                network = self.function(num_classes)
-            except Exception as error:  # the user's own code
-                raise InputError(
-                    f"{self.name} failed when it was called with {num_classes}, the number of classes: {_said(error)}."
-                ) from error
-            if not isinstance(network, nn.Module):
-                raise InputError(
-                    f"{self.name} gave a {type(network).__name__}: it has to return a torch.nn.Module, with "
-                    f"{num_classes} outputs."
-                )
+            network = self._made(num_classes, seed)
             _check(network, self.name, num_classes, image_size)
+            _check_state(network, self._made(num_classes, seed + 1), self.name, image_size)
+        return network
+
+    def _made(self, num_classes: int, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        try:
+            network = self.function(num_classes)
+        except Exception as error:  # the user's own code
+            raise InputError(
+                f"{self.name} failed when it was called with {num_classes}, the number of classes: {_said(error)}."
+            ) from error
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"{self.name} gave a {type(network).__name__}: it has to return a torch.nn.Module, with {num_classes} "
+                f"outputs."
+            )
         return network
 
 
@@ -155,6 +163,44 @@ def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> 
             f"needs .clone() after it."
         ) from error
     _try(training, name, num_classes, image_size)  # which some networks give something else in
+
+
+@torch.no_grad()
+def _check_state(network: nn.Module, other: nn.Module, name: str, image_size: int) -> None:
+    """Refuse a network whose outputs depend on more than its state dict: its file would load as another network.
+
+    Args:
+        network: to be checked.
+        other: made as it was, with other first weights; it gets the network's.
+        name: of the function that made both.
+        image_size: in pixels.
+    """
+    try:
+        other.load_state_dict(copy.deepcopy(network.state_dict()))
+    except Exception as error:
+        raise InputError(
+            f"{name} does not build one and the same network each time it is called, so that a file of one cannot be "
+            f"loaded: {_said(error)}."
+        ) from error
+    images = torch.rand(TRIED, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    first, again, loaded = (_outputs(one, images) for one in (network, network, other))
+    if not torch.equal(first, again):
+        return  # by chance of its own, and nothing can be told by its outputs
+    if not torch.allclose(first, loaded, rtol=0, atol=SAME * float(first.abs().max()), equal_nan=True):
+        raise InputError(
+            f"{name} builds networks with tensors that are not in their state_dict, and would be lost with a file: "
+            f"make each of them a parameter, or a buffer with self.register_buffer(name, tensor), without "
+            f"persistent=False."
+        )
+
+
+def _outputs(network: nn.Module, images: Tensor) -> Tensor:
+    """In eval mode, on the CPU, with the same draws from torch's generator each time."""
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    torch.manual_seed(0)
+    with eval_mode(network):
+        outputs: Tensor = network(images.to(device))
+    return outputs.cpu()
 
 
 @torch.no_grad()

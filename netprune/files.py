@@ -15,6 +15,23 @@ from netprune.errors import InputError
 CHUNK = 2**20
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as the user typed it, with the home folder for a `~`; there need not be anything.
+
+    Raises:
+        InputError: if it cannot be looked up: a name that is too long, a folder that may not be entered, a user that is
+            not known.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except OSError as error:
+        raise InputError(f"cannot look up {text} ({error.strerror}): name another path, or mend its folder.") from None
+    except RuntimeError:
+        raise InputError(f"cannot look up {text}: no home folder is known for this ~; write the whole path.") from None
+    return path
+
+
 def write_whole(path: str | Path, data: bytes) -> None:
     """Write a file whole or not at all: one that is there already survives a failed write.
 

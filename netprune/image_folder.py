@@ -92,7 +92,7 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
 
 def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     shown = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    _check_links(folder, [entry for entry in shown if not entry.is_file()])
+    check_links(folder, [entry for entry in shown if not entry.is_file()])
     classes = tuple(sorted(entry.name for entry in shown if entry.is_dir()))
     found = {name: _images_below(folder, name) for name in classes}
     if not any(found.values()):
@@ -115,11 +115,16 @@ def _images_below(folder: Path, name: str) -> list[Path]:
             raise InputError(f"{linked[0]} is a link to a folder: put the folder itself in its place.")
         paths = [Path(place, entry) for entry in files if not entry.startswith(".")]
         found += [path for path in paths if path.suffix.lower() in SUFFIXES]
-    _check_links(folder, found)
+    check_links(folder, found)
     return found
 
 
-def _check_links(folder: Path, entries: list[Path]) -> None:
+def check_links(folder: Path, entries: list[Path]) -> None:
+    """Refuse those of `entries` that are links to nowhere or to what is not below `folder`.
+
+    Raises:
+        InputError: naming the link.
+    """
     root = folder.resolve()
     for link in filter(Path.is_symlink, entries):
         try:
@@ -178,10 +183,8 @@ def _eight_bits(image: Any) -> Any:
 
 
 def _from_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
-    if not cache.exists():
-        return None
     try:
         images = np.load(cache, mmap_mode="c")
     except (ValueError, OSError, EOFError):
-        return None  # a damaged cache is decoded anew and replaced
+        return None  # there is none; or it is damaged, and is decoded anew and replaced
     return images if images.shape == shape and images.dtype == np.uint8 else None

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import mlflow
 from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from netprune.errors import InputError
 from netprune.files import copy_whole
@@ -43,8 +43,11 @@ def _local_artifacts(run_id: str | None) -> Path | None:
     """A run's folder of artifacts, if it is one of this machine: MLflow itself overwrites files in place."""
     run = mlflow.active_run() if run_id is None else mlflow.get_run(run_id)  # the open one is known without asking
     assert run is not None, "no run is open"
-    uri = urlsplit(run.info.artifact_uri)
-    return Path(url2pathname(uri.path)) if uri.scheme in ("", "file") else None
+    uri = run.info.artifact_uri
+    if urlsplit(uri).scheme not in ("", "file"):
+        return None
+    # a plain path may hold # and ?, which end the path of an address
+    return Path(local_file_uri_to_path(uri))  # type: ignore[no-untyped-call]
 
 
 def log_json(content: Mapping[str, Any], name: str) -> None:

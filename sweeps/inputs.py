@@ -12,12 +12,15 @@ from mlflow.entities import Dataset as LoggedDataset
 from mlflow.entities import DatasetInput, InputTag
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from netprune.data import Dataset
+from netprune.data import Dataset, Split
+from netprune.errors import InputError
 from sweeps.tracking import active_run_id
 
 Part = Literal["train", "val", "test"]
 CONTEXTS: dict[Part, str] = {"train": "training", "val": "validation", "test": "testing"}
 """MLflow's words for what a split is used for."""
+USED: tuple[Part, ...] = ("train", "val")
+"""What trainings and studies work on."""
 DIGEST_LETTERS = 32
 """MLflow keeps at most 36."""
 
@@ -34,12 +37,49 @@ def log_data(dataset: Dataset, data_dir: str, parts: Sequence[Part]) -> None:
     mlflow.MlflowClient().log_inputs(active_run_id(), datasets=inputs)
 
 
+def check_data(dataset: Dataset, run_id: str, whose: str) -> None:
+    """Refuse other training or validation images than a run has worked on; test is not looked at.
+
+    Where a folder has no test images of its own, one image more or less is enough for another split: images that a
+    network was trained on would then be tested on.
+
+    Args:
+        dataset: what opens now.
+        run_id: of the run, whose inputs are known.
+        whose: the run in words.
+
+    Raises:
+        InputError: naming which images differ.
+    """
+    known = _digests(run_id)
+    changed = [part for part in USED if split_digest(dataset, part) != known[CONTEXTS[part]]]
+    if changed:
+        which = " and ".join(CONTEXTS[part] for part in changed)
+        raise InputError(
+            f"{dataset.name} is not the data of {whose}: its {which} images are others. Put back what was added, "
+            f"changed or removed, or name the right data with dataset."
+        )
+
+
+def split_digest(dataset: Dataset, part: Part) -> str:
+    """What a split is told apart by, as MLflow keeps it."""
+    split: Split = getattr(dataset, part)
+    return split.digest()[:DIGEST_LETTERS]
+
+
+def _digests(run_id: str) -> dict[str, str]:
+    """What a split is used for → its digest."""
+    inputs = mlflow.get_run(run_id).inputs
+    used = inputs.dataset_inputs if inputs else []
+    return {tag.value: one.dataset.digest for one in used for tag in one.tags if tag.key == MLFLOW_DATASET_CONTEXT}
+
+
 def _input(dataset: Dataset, data_dir: str, part: Part) -> DatasetInput:
     split = getattr(dataset, part)
     kind, source = _source(dataset.name, data_dir)
     described = LoggedDataset(
         name=f"{Path(dataset.name).name} {part}",
-        digest=split.digest()[:DIGEST_LETTERS],
+        digest=split_digest(dataset, part),
         source_type=kind,
         source=json.dumps(source),
         profile=json.dumps({"num_rows": len(split), "num_classes": len(dataset.classes)}),

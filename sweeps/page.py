@@ -46,7 +46,7 @@ class StudyPage:
     floors: tuple[FloorResult, ...]
     """The highest first."""
     tried: bool
-    """Whether candidates were confirmed."""
+    """Whether the study has come to its end, where candidates are accepted or not."""
     candidates: tuple[CandidateRow, ...]
     """The smallest first."""
     shown: str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s:@/]*):\S*@")
-"""To the last @ of a word: a password may hold others."""
+CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s:/]*):\S*@")
+"""To the last @ of a word: a password may hold others, and so may a user's name."""
 QUERY = re.compile(r"(?P<name>[?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 
 
@@ -16,6 +16,8 @@ def masked(text: str) -> str:
     'cannot open postgresql+psycopg://me:***@host:5432/db, sorry'
     >>> masked("postgresql://me:p@ss/w:rd@host/db")
     'postgresql://me:***@host/db'
+    >>> masked("postgresql://me@server:s3cret@host/db, http://me@example.org:5000")
+    'postgresql://me@server:***@host/db, http://me@example.org:5000'
     >>> masked("postgresql://db/study?user=me&password=s3cret&sslmode=require")
     'postgresql://db/study?user=me&password=***&sslmode=require'
     >>> masked("http://host:5000 and me@example.org")

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import path_to_local_sqlite_uri
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from netprune.errors import InputError
@@ -63,20 +65,31 @@ def _first_use() -> Iterator[None]:
     MLflow makes the tables in every process that opens a fresh store: of several at once all but one fail, and one that
     is killed meanwhile leaves a store that nobody can open any more.
     """
-    uri = mlflow.get_tracking_uri()
-    path = Path(urlsplit(uri).path[1:])
-    if not uri.startswith("sqlite:///") or ":memory:" in uri or "?" in uri or not os.access(path.parent, os.W_OK):
+    path = _database(mlflow.get_tracking_uri())
+    if path is None or not os.access(path.parent, os.W_OK):
         yield
         return
     with alone(Path(f"{path}.lock")):
         if not path.exists():
             scratch = path.with_name(f".{path.name}-{os.getpid()}")
             try:
-                mlflow.MlflowClient(tracking_uri=f"sqlite:///{scratch}").search_experiments(max_results=1)
+                fresh = path_to_local_sqlite_uri(scratch)  # type: ignore[no-untyped-call]
+                mlflow.MlflowClient(tracking_uri=fresh).search_experiments(max_results=1)
                 os.replace(scratch, path)
             finally:
                 scratch.unlink(missing_ok=True)
         yield
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite store, its name read as SQLAlchemy reads it; None for any other store.
+
+    MLflow's default address of one is percent-encoded: a working directory may hold spaces and letters of any script.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    url = make_url(uri)
+    return Path(url.database) if url.database and url.database != ":memory:" and not url.query else None
 
 
 def store_message(error: Exception) -> str:

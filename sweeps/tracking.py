@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ STAGE, FEASIBLE, STUDY, TRIAL = "netprune.stage", "feasible", "netprune.study", 
 PARENT = MLFLOW_PARENT_RUN_ID
 """Tag: the run that one is nested under. Trials and confirmations are found by their study's: a store may hold several
 studies of one name."""
+STUDY_RUN = "netprune.study_run"
+"""Tag: of a registration, the run of the study whose network it registered."""
 CONFIRMED = "confirmed"
 """Tag: of a study, whether its highest floor has a confirmed network; of a confirmation, whether its network is one."""
 STORAGE = "netprune.storage"
@@ -40,6 +43,8 @@ SESSION = "netprune.session"
 """Tag: which worker's session a run belongs to."""
 PROCESS = "netprune.process/"
 """Tag, with a key of its own: a process that has a run open; empty when it has closed it."""
+REFUSED, CODED = re.compile(r"[^\w./ -]|(?<![^/])[/.]|/\Z"), re.compile(r":([0-9a-f]{1,5}):")
+"""Characters of names that MLflow refuses, among them those that would make another path of one; and their codes."""
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -116,8 +121,8 @@ def tracked_run(
             log_system_metrics=system_metrics,
         )
         detail(f"run {run.info.run_id}: {name}")
-        logged = run.data.params
-        mlflow.log_params({k: v for k, v in ((f"{stage}.{k}", v) for k, v in config.items()) if k not in logged})
+        params = {_key(f"{stage}.{name}"): value for name, value in config.items()}
+        mlflow.log_params({key: value for key, value in params.items() if key not in run.data.params})
         yield str(run.info.run_id)
     except BaseException as error:
         if mlflow.active_run() is not outer:
@@ -160,6 +165,22 @@ def active_run_id() -> str:
     return str(run.info.run_id)
 
 
+def _key(name: str) -> str:
+    """A param's or metric's name as MLflow takes it: what it refuses is replaced by its code in colons, as is a colon.
+
+    A layer of a user's network may be called almost anything (`nn.ModuleDict`), and names that differ have to stay so.
+
+    >>> _key("sparsity/blocks.conv+relu (a:b).weight"), _key("damage/block 1/conv_2-a.weight")
+    ('sparsity/blocks.conv:2b:relu :28:a:3a:b:29:.weight', 'damage/block 1/conv_2-a.weight')
+    """
+    return REFUSED.sub(lambda found: f":{ord(found[0]):x}:", name)
+
+
+def _name(key: str) -> str:
+    """A param's or metric's name out of `_key`."""
+    return CODED.sub(lambda found: chr(int(found[1], 16)), key)
+
+
 def flag(value: bool) -> str:
     """A truth as a tag has it."""
     return "true" if value else "false"
@@ -190,8 +211,10 @@ def log(
         step: of the metrics.
     """
     now = time.time_ns() // 1_000_000
-    points = [Metric(name, value, now, step) for name, value in metrics.items()]
-    points += [Metric(name, value, now, at) for name, curve in (curves or {}).items() for at, value in curve.items()]
+    points = [Metric(_key(name), value, now, step) for name, value in metrics.items()]
+    points += [
+        Metric(_key(name), value, now, at) for name, curve in (curves or {}).items() for at, value in curve.items()
+    ]
     wanted = [RunTag(name, value) for name, value in (tags or {}).items()]
     mlflow.MlflowClient().log_batch(active_run_id(), metrics=points, tags=wanted)
 
@@ -259,5 +282,7 @@ def find_run(run_id: str) -> FoundRun:
 
 def _found(run: Run) -> FoundRun:
     data = run.data
-    params = {**data.params, **json.loads(data.tags.get(OPTIONS, "{}"))}
-    return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, params, data.metrics)
+    params = {_name(key): value for key, value in data.params.items()}
+    params |= json.loads(data.tags.get(OPTIONS, "{}"))
+    metrics = {_name(key): value for key, value in data.metrics.items()}
+    return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, params, metrics)

@@ -49,10 +49,13 @@ def requirements(module_name: str) -> list[str]:
 
 
 def _place(module: ModuleType) -> Path | None:
-    """A module's file, or a package's folder; None for what has neither."""
+    """A module's file, or a package's folder; None for what has neither.
+
+    Under the name by which it is imported: a file that is a link may lead to one of another name, elsewhere.
+    """
     folders = list(getattr(module, "__path__", ()))
     found = folders[0] if folders else getattr(module, "__file__", None)
-    return Path(found).resolve() if found else None
+    return Path(found).parent.resolve() / Path(found).name if found else None
 
 
 def _is_installed(place: Path) -> bool:

@@ -14,6 +14,7 @@ from studies import DATA, Searched
 from torch import nn
 
 from netprune.data import Dataset, Split
+from netprune.evaluation import evaluate
 from netprune.models import Architecture, build_model, weights_digest
 from netprune.packing import PackedHeader
 from netprune.recipes import TrainConfig
@@ -174,19 +175,41 @@ def _keep_empty(figures, run_id):
 
 @pytest.fixture(scope="session")
 def trained_net(tiny_dataset):
-    """Net10 of width 2 that a third of the validation images take."""
+    """Net10 of width 2 that tells the three colours apart."""
     net = build_model(Architecture(name="net10", num_classes=3, width=2), seed=0)
     train(net, tiny_dataset, TrainConfig(epochs=12, batch_size=16))
     return net
 
 
+@pytest.fixture(scope="session")
+def mislabelled(tiny_dataset, trained_net):
+    """The tiny data set with the wrong class for 2 of 24 validation and 3 of 24 test images.
+
+    Nothing that is measured on it is a perfect score, and no figure of one split is that of another by chance.
+    """
+    made = replace(
+        tiny_dataset,
+        val=_with_wrong_labels(tiny_dataset.val, [4, 15]),
+        test=_with_wrong_labels(tiny_dataset.test, [2, 9, 19]),
+    )
+    val, test = (evaluate(trained_net, split, made).accuracy for split in (made.val, made.test))
+    assert len({val, test, 1.0}) == 3
+    return made
+
+
+def _with_wrong_labels(split, which):
+    labels = split.labels.clone()
+    labels[which] = (labels[which] + 1) % 3
+    return replace(split, labels=labels)
+
+
 @pytest.fixture
-def source(trained_net, tiny_header, tiny_dataset, store, undrawn, monkeypatch):
+def source(trained_net, tiny_header, mislabelled, store, undrawn, monkeypatch):
     """That network, for a study; `report` and `register` find its data too."""
     net = copy.deepcopy(trained_net)
     header = replace(tiny_header, dense_digest=weights_digest(net))
-    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (tiny_dataset, None))
-    return Source(net, header, tiny_dataset, DATA, "here")
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (mislabelled, None))
+    return Source(net, header, mislabelled, DATA, "here")
 
 
 @pytest.fixture(scope="session")

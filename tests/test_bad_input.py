@@ -15,7 +15,7 @@ from PIL import Image
 from studies import REQUEST
 
 from netprune.models import Architecture, build_model
-from sweeps import analyse, pipeline, register, report, scan_sensitivity, search_sparsity, tracking, train
+from sweeps import analyse, export, pipeline, register, report, scan_sensitivity, search_sparsity, tracking, train
 
 SMALL = ["--width", "2", "--weights", "dense.pt", "--dataset", "digits"]
 
@@ -51,6 +51,22 @@ def image(path, value=0):
 
 def test_train_unknown_data_set_names_the_known_ones(refused):
     assert "unknown data set 'mnist': choose one of cifar10, digits" in refused(train.main, "--dataset", "mnist")
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/there.pt", "a" * 300 + ".pt"], ids=["home", "long"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (train.main, "--dataset"),
+        (train.main, "--data-dir"),
+        (report.main, "--out"),
+        (export.main, "--out"),
+        (export.main, "--model-uri"),
+    ],
+)
+def test_path_that_cannot_be_looked_up_is_refused(refused, command, option, path):
+    words = ["--dataset", "digits", "--width", "0"] if option == "--data-dir" else []
+    assert f"cannot look up {path}" in refused(command, *words, option, path)
 
 
 def test_train_unknown_model_names_the_known_ones(refused):

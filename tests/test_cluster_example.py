@@ -12,6 +12,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 TEXT = re.search(r"```yaml\n(# compose\.yaml\n.*?)```", README, re.DOTALL)[1]
 COMPOSE = yaml.safe_load(TEXT)
 SERVICES = COMPOSE["services"]
+EXTRAS = re.findall(r"netprune\[(\w+)\]", TEXT)
+assert EXTRAS, "a test of each would be a test of none"
 
 
 def test_compose_example_names_only_what_it_has():
@@ -52,7 +54,7 @@ def test_compose_example_calls_commands_with_options_that_they_have():
         assert context.params["app_name"] == "basic-auth"
 
 
-@pytest.mark.parametrize("extra", re.findall(r"netprune\[(\w+)\]", TEXT))
+@pytest.mark.parametrize("extra", EXTRAS)
 def test_compose_example_installs_an_extra_that_there_is(extra):
     import configparser
 

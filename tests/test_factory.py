@@ -14,6 +14,9 @@ from netprune.packing import pack, unpack
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 REFUSED = """
+import itertools
+import random
+
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -50,7 +53,36 @@ class Alone(nn.Linear):
 
 def alone(classes): return nn.Sequential(nn.Flatten(), Alone(3 * 64, classes))
 
+class Features(nn.Module):
+    def __init__(self, classes, keep):
+        super().__init__()
+        keep(self, torch.randn(3 * 64, 8))
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1) @ self.random)
+
+def attribute(classes): return Features(classes, lambda net, made: setattr(net, "random", made))
+def unsaved(classes): return Features(classes, lambda net, made: net.register_buffer("random", made, persistent=False))
+def saved(classes): return Features(classes, lambda net, made: net.register_buffer("random", made))
+def fixed(classes): return Features(classes, lambda net, made: setattr(net, "random", torch.ones_like(made)))
+
+class Noisy(nn.Module):
+    def __init__(self, classes, noise):
+        super().__init__()
+        self.fc, self.noise = nn.Linear(3 * 64, classes), noise
+
+    def forward(self, images):
+        return self.fc(images.flatten(1)) + self.noise()
+
+def noisy(classes): return Noisy(classes, lambda: torch.rand(1))
+def own_noise(classes): return Noisy(classes, lambda: random.random())
+
+def never_the_same(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 9 + next(calls)), nn.LazyLinear(classes))
+
 constant = 3
+calls = itertools.count()
 """
 
 
@@ -129,6 +161,9 @@ def test_find_factory_of_a_module_that_fails_is_one_sentence(own_module, source,
         ("complex_numbers", r"turn cannot be packed"),
         ("auxiliary", r"gives a tuple for 2 images .* in train mode too"),
         ("expanded", r"cannot load its own state_dict.*\"grid\".*single memory location.*\.clone\(\)"),
+        ("attribute", r"tensors that are not in their state_dict.*self\.register_buffer"),
+        ("unsaved", r"tensors that are not in their state_dict.*without persistent=False"),
+        ("never_the_same", r"does not build one and the same network each time"),
         ("alone", r"cannot be copied by copy\.deepcopy.*there is only one"),
     ],
 )
@@ -137,6 +172,12 @@ def test_factory_of_a_network_that_cannot_be_pruned_is_refused_in_one_sentence(o
     with pytest.raises(InputError, match=message) as refused:
         factory.build(4, image_size=8)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("function", ["saved", "fixed", "noisy", "own_noise"])
+def test_factory_of_a_network_whose_state_dict_is_whole_or_whose_outputs_cannot_tell_builds_it(own_module, function):
+    network = find_factory(f"{own_module(REFUSED)}:{function}").build(4, image_size=8)
+    assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 4)
 
 
 def test_builder_gives_a_packed_file_its_network_back_bit_for_bit(own_module, own_header):

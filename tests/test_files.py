@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from netprune.errors import InputError
-from netprune.files import copy_whole, write_whole
+from netprune.files import copy_whole, user_path, write_whole
 
 
 def test_write_whole_replaces_an_old_file_and_leaves_nothing_else(tmp_path):
@@ -38,6 +38,30 @@ def test_write_whole_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, m
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a" * 300, "cannot look up a+ .File name too long.: name another"), ("~nosuchuser/x", "write the whole path")],
+)
+def test_user_path_that_cannot_be_looked_up_is_refused_in_one_sentence(text, message):
+    with pytest.raises(InputError, match=message):
+        user_path(text)
+
+
+def test_user_path_in_a_folder_that_may_not_be_entered_is_refused(monkeypatch):
+    def forbid(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", forbid)  # root may enter any
+        with pytest.raises(InputError, match=r"cannot look up /private/x \(Permission denied\)"):
+            user_path("/private/x")
+
+
+def test_user_path_of_the_home_folder_is_whole(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/there") == tmp_path / "there"
 
 
 def test_write_whole_into_no_folder_says_which_file(tmp_path):

@@ -1,6 +1,7 @@
 """Folders of images: their order, their cache, and folders that cannot be used."""
 
 import os
+import shutil
 import threading
 import tracemalloc
 
@@ -319,6 +320,31 @@ def test_read_image_folder_link_to_a_folder_below_a_class_is_refused_by_name(tmp
     (tmp_path / "in" / "cat" / "more").symlink_to(tmp_path / "in" / "dog")
     with pytest.raises(InputError, match=r"cat/more is a link to a folder: put the folder"):
         read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_load_dataset_folder_whose_part_is_a_link_out_of_it_is_refused_by_name(tmp_path, part):
+    for name in ("in/train", "in/test", "outside"):
+        make_folder(tmp_path / name)
+    shutil.rmtree(tmp_path / "in" / part)
+    (tmp_path / "in" / part).symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match=rf"in/{part} is a link that leads out of .*in: put what it leads to"):
+        load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+
+
+def test_load_dataset_folder_whose_parts_are_links_within_it_is_read(tmp_path):
+    make_folder(tmp_path / "in" / "version2", count=6)
+    (tmp_path / "in" / "train").symlink_to(tmp_path / "in" / "version2")
+    make_folder(tmp_path / "in" / "test")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert len(load_dataset(str(tmp_path / "link"), tmp_path / "cache").test) == 6
+
+
+def test_load_dataset_folder_whose_test_is_its_train_is_refused(tmp_path):
+    make_folder(tmp_path / "in" / "train")
+    (tmp_path / "in" / "test").symlink_to("train")
+    with pytest.raises(InputError, match=r"in/test is the same folder as .*in/train: put other images there"):
+        load_dataset(str(tmp_path / "in"), tmp_path / "cache")
 
 
 def test_read_image_folder_what_is_hidden_is_passed_over(tmp_path):

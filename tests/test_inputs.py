@@ -1,6 +1,7 @@
 """Data as inputs of runs: named, counted, told apart by what is in them, and never copied."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import mlflow
@@ -8,8 +9,9 @@ import pytest
 from mlflow.data import get_source
 
 from netprune.data import load_dataset
+from netprune.errors import InputError
 from sweeps import tracking
-from sweeps.inputs import log_data
+from sweeps.inputs import check_data, log_data
 
 
 def inputs(run_id):
@@ -34,6 +36,19 @@ def test_log_data_names_each_split_with_its_digest_and_length(store, tiny_datase
     assert json.loads(found["training"].profile) == {"num_rows": 72, "num_classes": 3}
     assert found["validation"].digest == tiny_dataset.val.digest()[:32]
     assert len({data.digest for data in found.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "which"), [("train", "its training images"), ("val", "its validation images"), ("test", None)]
+)
+def test_check_data_that_is_not_what_a_run_worked_on_is_refused_but_for_test(store, tiny_dataset, part, which):
+    with tracking.tracked_run("train", "t", {}) as run_id:
+        log_data(tiny_dataset, "/data", ("train", "val"))
+    check_data(tiny_dataset, run_id, "run r")
+    split = getattr(tiny_dataset, part)
+    changed = replace(tiny_dataset, **{part: replace(split, images=split.images.flip(0))})
+    with pytest.raises(InputError, match=f"tiny is not the data of run r: {which} are") if which else nullcontext():
+        check_data(changed, run_id, "run r")
 
 
 def test_log_data_of_changed_labels_is_another_input(store, tiny_dataset):

@@ -201,6 +201,16 @@ def test_page_without_a_confirmed_network_says_so(page, tried, why):
     assert "at least" not in text
 
 
+@pytest.mark.parametrize(("number", "said"), [(1, "1 candidate has"), (2, "2 candidates have")])
+def test_page_of_a_study_that_is_not_over_has_its_candidates_so_far_and_no_verdict(page, number, said):
+    none, so_far = FloorResult(floor=0.79, network=None), page.candidates[:number]
+    text = Reader(render(replace(page, floors=(none,), tried=False, candidates=so_far))).text
+    assert f"Nothing is confirmed yet: the study is not over. So far {said} been finetuned again" in text
+    assert "no trial has been finetuned again" not in text
+    assert "finetuned again so far" in text
+    assert f"All {number} candidate" not in text
+
+
 def test_page_of_several_floors_has_a_row_and_a_line_for_each(page):
     floors = (
         FloorResult(floor=0.8, network=None),

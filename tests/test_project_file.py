@@ -70,6 +70,7 @@ README_COMMANDS = [
     for line in (ROOT / "README.md").read_text().splitlines()
     if line.strip().startswith("python -m sweeps.")
 ]
+assert README_COMMANDS, "a test of each would be a test of none"
 
 
 @pytest.mark.parametrize("line", README_COMMANDS)

@@ -19,18 +19,19 @@ from netprune.stopping import LearningCurve
 from sweeps import artifacts, report, search_sparsity, tracking
 from sweeps import train as train_command
 from sweeps.page import render
-from sweeps.stages import comparing, drawing, pipeline, trials
+from sweeps.stages import comparing, drawing, pipeline, searching, trials
 from sweeps.stages import reporting as stage
+from sweeps.stages.candidates import OPEN
 from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register
-from sweeps.stages.repeating import first_search_command, repeat, search_command
+from sweeps.stages.repeating import first_search_command, register_command, repeat, search_command
 from sweeps.stages.reporting import PAGE, run_report
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCANNED, run_scan
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.starting import PACKED_FILE
-from sweeps.stages.studies import FoundStudy, find_study
+from sweeps.stages.studies import FoundStudy, Winner, find_study
 from sweeps.stages.training import TrainRequest
 from sweeps.table import count, percent
 
@@ -117,9 +118,9 @@ def test_report_counts_what_dense_and_pruned_take_images_for(searched, source, r
     assert all(one.dense != one.pruned and one.png[1:4] == b"PNG" for one in found.examples)
 
 
-def test_report_never_reads_test(searched, rendered, tiny_dataset, monkeypatch):
+def test_report_never_reads_test(searched, rendered, source, monkeypatch):
     searched()
-    blind = replace(tiny_dataset, test=None)
+    blind = replace(source.dataset, test=None)
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (blind, None))
     made = run_report("small")
     assert "test is not read until the network is registered" in artifacts.read_artifact(made.run_id, PAGE).decode()
@@ -144,6 +145,26 @@ def test_report_of_an_unconfirmed_study_shows_the_best_trial_and_says_so(searche
     assert page.shown_network.packed_bytes == outcome.floors[0].best.score.size_bytes
     assert "confirm-seeds 2" in page.steps[0].command
     assert "is no promise" in render(page)
+
+
+def test_report_of_a_study_that_was_interrupted_before_its_end_leaves_its_candidates_open(
+    source, rendered, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    request = replace(REQUEST, confirm_seeds=3, trials=3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(searching, "confirm_study", interrupt)  # some are finetuned again among the trials
+        run_search(source, request)
+    run_report("small")
+    (page,) = rendered
+    assert page.candidates
+    assert {one.verdict for one in page.candidates} == {OPEN}
+    assert (page.tried, page.confirmed) == (False, ())
+    assert "the study is not over. So far" in render(page)
+    again = options(page.steps[0].command)
+    assert (again["confirm_seeds"], again["trials"]) == (3, request.trials)
 
 
 def test_report_of_a_floor_that_no_bound_meets_says_what_may_help(searched, rendered):
@@ -246,16 +267,57 @@ def test_report_without_the_data_says_so_and_has_all_else(searched, pages, blank
     assert "CIFAR-10 is not in /there." in pages[0].no_comparison
 
 
-def test_report_with_other_data_compares_nothing(searched, rendered, tiny_dataset, monkeypatch):
+def test_report_with_other_data_compares_nothing(searched, rendered, source, monkeypatch):
     searched()
-    wrong = replace(tiny_dataset, val=replace(tiny_dataset.val, labels=(tiny_dataset.val.labels + 1) % 3))
+    val = source.dataset.val
+    wrong = replace(source.dataset, val=replace(val, labels=(val.labels + 1) % 3))
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (wrong, None))
     run_report("small")
-    assert "is not the study's" in rendered[0].no_comparison
-    other = replace(tiny_dataset, classes=("a", "b", "c"))
+    assert "tiny is not the data of study small: its validation images are others" in rendered[0].no_comparison
+    other = replace(source.dataset, classes=("a", "b", "c"))
     monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (other, None))
     run_report("small")
     assert "other classes" in rendered[1].no_comparison
+
+
+@pytest.mark.parametrize(("averaged", "accuracy"), [(True, 0.95), (False, 0.9)])
+def test_drawn_confirmed_network_stands_at_the_accuracy_that_its_bound_is_of(averaged, accuracy):
+    run = tracking.FoundRun("r", "", "", {}, {}, {"packed_bytes": 5000.0})
+    lower = accuracy - 0.02  # of an average that ships it may lie above the seeds' mean
+    won = Winner(0.85, run, (1000, 1001), (0.92, 0.88), 0.95 if averaged else 0.89, averaged, lower)
+    dense = {"dense_packed_bytes": 90_000.0, "dense_val_accuracy": 0.96}
+    study = SimpleNamespace(finished=(), floors=(0.85,), run=SimpleNamespace(metrics=dense))
+    (axes,) = drawing._sizes(SimpleNamespace(study=study, winners=(won,))).axes
+    (container,) = axes.containers
+    assert container.lines[0].get_ydata() == pytest.approx([100 * accuracy])
+    assert container.lines[2][0].get_segments()[0][:, 1] == pytest.approx([100 * lower, 100 * accuracy])
+
+
+def test_study_of_a_name_that_another_has_too_knows_its_own_registrations_only(searched):
+    searched()
+    first = find_study("small")
+    run_register("small", "mine", DATA)
+    with tracking.tracked_run("search", "study small", {}, tags={tracking.STUDY: "small"}) as run_id:
+        tracking.log({"accuracy_floor": 0.5})
+    second = find_study("small")
+    assert second.run.run_id == run_id
+    assert second.registered() == {}
+    assert "model-name" not in register_command(second)
+    assert set(first.registered()) == {first.winners()[0].run.run_id}
+    assert "--model-name mine" in register_command(first)
+
+
+def test_comparison_counts_apart_what_only_the_dense_and_only_the_pruned_network_gets_right():
+    labels, dense = np.array([0, 1, 2, 0, 1]), np.array([0, 1, 1, 0, 2])
+    pruned = np.array([1, 2, 2, 0, 0])  # two lost, one won, one as before, one wrong in another way
+    shown = comparing.choose_images(labels, dense, pruned)
+    images = np.zeros((len(shown), 4, 4, 3), dtype=np.uint8)
+    found = comparing.Compared(("a", "b", "c"), labels, dense, pruned, shown, images)
+    made = found.summary()
+    assert (made.images, made.differ, made.only_dense, made.only_pruned) == (5, 4, 2, 1)
+    named = [(one.truth, one.dense, one.pruned) for one in made.examples]
+    assert named == [("a", "a", "b"), ("b", "b", "c"), ("c", "b", "c"), ("b", "c", "a")]
+    assert found.confusion.tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 1]]
 
 
 def test_comparison_shows_first_what_pruning_has_lost():

@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from netprune.callbacks import EpochResult
+from netprune.compute import Format
 from netprune.errors import InputError
+from netprune.evaluation import Evaluation
 from netprune.models import weights_digest
 from netprune.recipes import TrainConfig
 from netprune.training import train
@@ -76,6 +79,55 @@ def test_train_that_fails_after_its_last_epoch_is_resumed_to_its_model(stopped):
     whole = run_training(REQUEST)
     assert digest(resumed) == digest(whole)
     assert resumed.val_accuracy == whole.val_accuracy
+
+
+def test_train_with_other_images_is_not_resumed(stopped, tiny_dataset, monkeypatch):
+    begun = stopped(1)
+    other = replace(tiny_dataset, train=tiny_dataset.val)
+    monkeypatch.setattr(training, "open_data", lambda *_: (other, torch.device("cpu")))
+    with pytest.raises(InputError, match=f"tiny is not the data of run {begun}: its training images are others"):
+        run_training(AGAIN)
+    assert len(tracking.find_runs({tracking.STAGE: "train"}, statuses=("FAILED", "FINISHED"))) == 1
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Makes of a training one whose epochs have these validation accuracies: after each, every weight is its number."""
+
+    def script(accuracies):
+        def training_of(model, dataset, recipe, *, callbacks, resume):
+            for epoch, accuracy in enumerate(accuracies, start=1):
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter.fill_(epoch)
+                val = Evaluation(loss=1.0, loss_se=0.1, accuracy=accuracy, accuracy_se=0.1, count=24)
+                result = EpochResult(
+                    epoch=epoch, train_loss=1.0, val=val, learning_rate=0.1, seconds=1.0, images_per_second=72.0
+                )
+                state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                callbacks.on_epoch(result, lambda state=state: {"model": state})
+
+        monkeypatch.setattr(training, "train", training_of)
+
+    return script
+
+
+@pytest.mark.parametrize(("accuracies", "best"), [((0.5, 0.9, 0.7), 2), ((0.9, 0.9, 0.5), 1), ((0.1, 0.2, 0.3), 3)])
+def test_train_ships_the_first_epoch_of_the_best_validation_accuracy(store, scripted, accuracies, best):
+    scripted(accuracies)
+    outcome = run_training(REQUEST)
+    assert (outcome.best_epoch, outcome.val_accuracy) == (best, accuracies[best - 1])
+    shipped = registry.fetch_model(outcome.model_uri)[0].model
+    assert {float(weight.detach().unique()) for weight in shipped.parameters()} == {float(best)}
+    assert registry.fetch_model(outcome.run_id)[1] == outcome.run_id
+
+
+def test_train_resumed_goes_on_in_the_format_that_it_was_begun_in(stopped, monkeypatch):
+    stopped(1)
+    other = Format(channels_last=True)
+    monkeypatch.setattr(training, "fit_to_device", lambda _, __, config, ___: (replace(config, format=other), 0.1))
+    resumed = run_training(AGAIN)
+    assert tracking.find_run(resumed.run_id).tags["netprune.format"] == str(REQUEST.config.format) != str(other)
 
 
 def test_train_that_has_finished_is_not_resumed(store):

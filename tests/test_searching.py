@@ -23,6 +23,7 @@ from netprune.packing import unpack
 from netprune.pruning import PruneConfig
 from netprune.recipes import TrainConfig
 from netprune.search_space import Point
+from netprune.size import measure_size
 from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
 from sweeps.limits import Limits
@@ -43,7 +44,7 @@ from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE, Start
 from sweeps.stages.studies import find_study
 from sweeps.stages.trials import START
 from sweeps.storage import open_storage
-from sweeps.table import percent, trial_name
+from sweeps.table import count, percent, trial_name
 
 SEEDS = (FRESH, FRESH + 1)
 
@@ -826,6 +827,55 @@ def test_register_twice_reads_test_once_and_stays_one_version(searched, monkeypa
     assert summary_table(again) == summary_table(first)
     assert len(mlflow.MlflowClient().search_model_versions(f"name = '{first.name}'")) == 1
     assert len(runs("register")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": "another"}, "tiny is not the data of study small: its training images are others"),
+        ({"val": "another", "classes": ("a", "b")}, "its validation images are others. Put back what was added"),
+    ],
+    ids=["split", "classes"],
+)
+def test_register_with_other_data_than_the_studys_is_refused_before_test_is_read(
+    searched, source, monkeypatch, changes, message
+):
+    searched()
+    changes = {part: value if part == "classes" else source.dataset.test for part, value in changes.items()}
+    other = replace(source.dataset, **changes, test=None)
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: (other, None))
+    with pytest.raises(InputError, match=message):
+        run_register("small", "", DATA)
+    assert runs("register") == []
+
+
+def test_register_with_another_image_size_than_the_studys_is_refused_before_the_data_are_opened(searched, monkeypatch):
+    searched()
+    monkeypatch.setattr("sweeps.stages.studies.open_data", lambda _: pytest.fail("the data was opened"))
+    with pytest.raises(InputError, match="study small is of images of 32×32, not 64: leave image_size at auto"):
+        run_register("small", "", replace(DATA, image_size=64))
+    assert runs("register") == []
+
+
+def test_register_measures_dense_and_pruned_network_on_val_and_on_test(searched, source):
+    searched()
+    outcome, study = run_register("small", "", DATA), find_study("small")
+    rows = summary_table(outcome).splitlines()[-2:]
+    dense = artifacts.read_artifact(study.run.run_id, trials.DENSE_FILE)
+    pruned = artifacts.read_artifact(study.winners()[0].run.run_id, PACKED_FILE)
+    measured = (outcome.dense, outcome.versions[0].measured)
+    for found, file, row in zip(measured, (dense, pruned), rows, strict=True):
+        network = unpack(file).model
+        val, test = (evaluate(network, split, source.dataset) for split in (source.dataset.val, source.dataset.test))
+        assert val.accuracy != test.accuracy
+        assert (found.val_accuracy, found.val_accuracy_se) == (val.accuracy, val.accuracy_se)
+        assert (found.test_accuracy, found.test_accuracy_se) == (test.accuracy, test.accuracy_se)
+        assert found.test_loss == test.loss
+        assert (found.packed_bytes, found.nonzero_bytes) == (len(file), measure_size(network).nonzero_bytes)
+        cells = [percent(one.accuracy, one.accuracy_se) for one in (val, test)]
+        cells += [count(found.nonzero_bytes), count(len(file))]
+        places = [row.index(cell) for cell in cells]
+        assert places == sorted(places)
 
 
 def test_register_logs_the_accuracy_of_the_file_that_is_loaded(searched, source):

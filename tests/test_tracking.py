@@ -228,6 +228,20 @@ def test_open_store_closes_what_a_killed_process_left_open_and_nothing_else(stor
         assert tracking.find_run(shared.info.run_id).status == "RUNNING"
 
 
+def test_layers_of_any_name_are_logged_apart_and_found_by_their_names(store):
+    letters = ("conv+relu", "f(x)", "a@b", "c,d", "a:b", "a:3a:b", "Größe", "\N{CROSS MARK}", "50 %", "a b", "x\ny")
+    layers = [*letters, "a//b", "a/", "/a", "a/./b", "a/../b", ".."]
+    sparsities = {f"sparsity/{layer}": 0.5 + i / 100 for i, layer in enumerate(layers)}
+    damage = {f"damage/{layer}": {0: 1.0, 5000: 2.0 + i} for i, layer in enumerate(layers)}
+    with tracking.tracked_run("trial", "t", sparsities) as run_id:
+        tracking.log(sparsities, curves=damage)
+    found = tracking.find_run(run_id)
+    assert found.params == {f"trial.{name}": str(value) for name, value in sparsities.items()}
+    assert found.metrics == sparsities | {name: curve[5000] for name, curve in damage.items()}
+    with tracking.tracked_run("trial", "t", sparsities, reopen=run_id):
+        pass  # what is logged already is not logged again
+
+
 def test_tracked_run_records_no_password(store):
     with pytest.raises(ValueError, match="cannot reach"), tracking.tracked_run("train", "a run", {}) as run_id:
         raise ValueError("cannot reach postgresql+psycopg://me:s3cret@host/db")
@@ -247,6 +261,16 @@ def test_artifact_that_cannot_be_written_leaves_the_old_one(store, monkeypatch):
             artifacts.log_bytes(b"new", "checkpoints/last.pt")
         monkeypatch.undo()
         assert artifacts.read_artifact(run_id, "checkpoints/last.pt") == b"old"
+
+
+@pytest.mark.parametrize("name", ["proj #2", "what?", "50%20"])
+def test_artifact_in_a_folder_whose_name_would_end_an_address_is_written_where_mlflow_reads_it(store, name):
+    place = store / name / "mlruns"
+    experiment = mlflow.create_experiment("odd", artifact_location=str(place))
+    with mlflow.start_run(experiment_id=experiment) as run:
+        artifacts.log_bytes(b"here", "folder/x.bin")
+    assert artifacts.read_artifact(run.info.run_id, "folder/x.bin") == b"here"
+    assert mlflow.MlflowClient().list_artifacts(run.info.run_id, "folder")[0].path == "folder/x.bin"
 
 
 def test_artifact_of_an_ended_run_is_written_and_replaced(store):
@@ -270,6 +294,19 @@ def test_open_store_that_is_fresh_by_several_processes_at_once_works(tmp_path):
     found = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}").search_experiments()
     assert "netprune" in {experiment.name for experiment in found}
     assert not list(tmp_path.glob(".mlflow.db-*"))
+
+
+@pytest.mark.parametrize("name", ["my project", "jörg"])
+def test_open_store_in_a_folder_whose_name_is_quoted_in_addresses_opens_it_again(store, monkeypatch, name):
+    folder = store / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    mlflow.set_tracking_uri(None)  # as in a new process
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for _ in range(2):
+        open_store()
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+    assert mlflow.search_experiments()
 
 
 @pytest.mark.parametrize(

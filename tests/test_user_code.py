@@ -55,6 +55,15 @@ def test_copy_code_follows_no_link_to_another_folder(own_module, tmp_path):
     assert copied(tmp_path / "out", "nets.mynet")[1] == {"nets/__init__.py", "nets/mynet.py"}
 
 
+def test_copy_code_of_a_linked_file_takes_it_by_its_own_name_and_what_lies_beside_the_link(own_module, tmp_path):
+    own_module("x = 1", "blocks")
+    own_module("import blocks", "elsewhere.version2")
+    (tmp_path / "mynet.py").symlink_to(tmp_path / "elsewhere" / "version2.py")
+    load("mynet")
+    assert copied(tmp_path / "out", "mynet") == ({"mynet.py", "blocks.py"}, {"mynet.py", "blocks.py"})
+    assert not (tmp_path / "out" / "mynet.py").is_symlink()
+
+
 def test_installed_module_is_a_requirement_and_no_code(own_module, tmp_path):
     own_module("x = 1")
     load("mynet")

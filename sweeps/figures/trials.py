@@ -34,7 +34,7 @@ def size_against_accuracy(
         accuracies: validation, in [0, 1].
         floors: each in [0, 1], the highest first.
         dense: the dense network's bytes and validation accuracy.
-        confirmed: of each confirmed network, bytes, mean validation accuracy over the seeds and its lower bound.
+        confirmed: of each confirmed network, bytes, validation accuracy and the lower bound of that.
     """
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
@@ -107,11 +107,11 @@ def _parted(axes: Axes, sizes: NDArray[np.float64], values: NDArray[np.float64],
 def _confirmed(axes: Axes, confirmed: Sequence[tuple[float, float, float]]) -> None:
     if not confirmed:
         return
-    sizes, means, lower = np.array(confirmed, dtype=float).T
-    bars = [100 * (means - lower), np.zeros(len(means))]
+    sizes, accuracies, lower = np.array(confirmed, dtype=float).T
+    bars = [100 * (accuracies - lower), np.zeros(len(accuracies))]
     style: dict[str, Any] = {"marker": "D", "markersize": 9, "markerfacecolor": "none", "color": "black", "capsize": 4}
     label = "confirmed, down to its 95 % lower bound"
-    axes.errorbar(sizes / 1000, 100 * means, yerr=bars, linestyle="none", label=label, **style)
+    axes.errorbar(sizes / 1000, 100 * accuracies, yerr=bars, linestyle="none", label=label, **style)
 
 
 def _plain_log(axis: Any, values: Sequence[float] | NDArray[np.float64]) -> None:

@@ -14,6 +14,8 @@ from sweeps.stages.standing import Standing
 from sweeps.stages.trials import START
 from sweeps.table import percent, trial_name
 
+OPEN = "open: the study is not over"
+
 
 def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:
     """Every candidate with its accuracies, bound and verdict, the smallest first."""
@@ -65,6 +67,8 @@ def _row(standing: Standing, key: tuple[str, str, int], runs: Sequence[tracking.
 def _verdict(standing: Standing, runs: Sequence[tracking.FoundRun], lower: float | None) -> str:
     ids, floors = {run.run_id for run in runs}, standing.study.floors
     won = [floor for floor, winner in standing.confirmed.items() if winner is not None and winner.run.run_id in ids]
+    if not standing.decided:
+        return OPEN
     if won:
         return "confirmed" if len(floors) == 1 else f"confirmed for {', '.join(map(percent, won))}"
     if lower is None:

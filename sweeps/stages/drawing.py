@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from netprune.errors import InputError
@@ -71,7 +70,7 @@ def _sizes(standing: Standing) -> Figure:
         [trial.metrics["val_accuracy"] for trial in study.finished],
         study.floors,
         (study.run.metrics["dense_packed_bytes"], study.run.metrics["dense_val_accuracy"]),
-        [(won.run.metrics["packed_bytes"], float(np.mean(won.accuracies)), won.lower) for won in standing.winners],
+        [(won.run.metrics["packed_bytes"], won.accuracy, won.lower) for won in standing.winners],
     )
 
 

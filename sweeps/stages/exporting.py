@@ -12,7 +12,7 @@ import torch
 
 from netprune.errors import InputError
 from netprune.factory import builder
-from netprune.files import write_whole
+from netprune.files import user_path, write_whole
 from netprune.onnx import to_onnx
 from netprune.packing import PackedModel, read_packed
 from sweeps import registry
@@ -50,14 +50,15 @@ def run_export(model_uri: str, out: str, model: str = "") -> Exported:
         InputError: for an unknown model or ending, a file that is there already or cannot be written, and as `to_onnx`
             does; nothing is written then.
     """
-    path = Path(out).expanduser()
+    path = user_path(out)
     if path.suffix not in FORMATS:
         raise InputError(f"out is {out!r}; it must end in .pt (a plain state dict) or .onnx.")
     if path.exists():
         raise InputError(f"{path} is there already: name another file with out, or remove it.")
     origin = model_uri or registry.newest_model()
-    if Path(origin).is_file():
-        packed = read_packed(origin, builder(model), max_bytes=sys.maxsize)  # the user's own, however large
+    file = user_path(origin)
+    if file.is_file():
+        packed = read_packed(file, builder(model), max_bytes=sys.maxsize)  # the user's own, however large
     else:
         packed, _ = registry.fetch_model(origin, model)
     data = FORMATS[path.suffix](packed)

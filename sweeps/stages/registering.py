@@ -81,8 +81,8 @@ def run_register(study_name: str, model_name: str, request: DataRequest, model: 
         model: `module:function` that builds the networks, if they are of the user's own class.
 
     Raises:
-        InputError: for a name that cannot be one, and if there is no study, it has no confirmed network, or its
-            networks cannot be built: nothing is registered then.
+        InputError: for a name that cannot be one, and if there is no study, it has no confirmed network, its networks
+            cannot be built, or the data is not the study's: nothing is registered then, and test is not read.
     """
     if model_name:
         registry.require_name(model_name)
@@ -151,7 +151,7 @@ class _Desk:
             "accuracy_floor": 100 * won.floor,
             **key,
         }
-        tags = {tracking.STUDY: self.study.name}
+        tags = {tracking.STUDY: self.study.name, tracking.STUDY_RUN: self.study.run.run_id}
         with tracking.tracked_run("register", f"register {self.name}", config, tags=tags) as run_id:
             log_data(self.dataset, data.data_dir, ("val", "test"))
             tracking.log(metrics)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netprune.errors import InputError
-from netprune.files import write_whole
+from netprune.files import user_path, write_whole
 from netprune.packing import PackedModel
 from sweeps import artifacts, tracking
 from sweeps.findings import Plot
@@ -59,7 +59,7 @@ def run_report(study_name: str, out: str = "", model: str = "") -> Report:
         InputError: if there is no study, none of its trials has finished, or the file is there already or cannot be
             written.
     """
-    path = Path(out).expanduser() if out else None
+    path = user_path(out) if out else None
     if path is not None and path.exists():
         raise InputError(f"{path} is there already: name another file with out, or remove it.")
     study = find_study(study_name, model)
@@ -113,7 +113,7 @@ def _page(
         objective=SIZES[study.objective],
         dense=dense_network(standing, dense),
         floors=floor_results(standing),
-        tried=bool(standing.confirmed),
+        tried=standing.decided,
         candidates=candidate_rows(standing),
         shown=shown.label if shown else "",
         shown_network=shown_network(standing, shown) if shown else None,

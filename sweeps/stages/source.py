@@ -15,6 +15,7 @@ from netprune.data import DATASETS, Dataset, load_dataset
 from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.factory import find_factory
+from netprune.files import user_path
 from netprune.image_folder import IMAGE_SIZE
 from netprune.models import (
     MODELS,
@@ -53,11 +54,11 @@ class DataRequest:
     def resolved(self) -> DataRequest:
         """With paths made absolute, so that a run's record means the same everywhere here, and the size of the
         images."""
-        folder = Path(self.dataset).expanduser()
+        folder = user_path(self.dataset)
         named = self.dataset in DATASETS or not folder.is_dir()
         dataset = self.dataset if named else str(folder.resolve())
         data_dir = DEFAULT_DATA_DIR if self.data_dir == AUTO else self.data_dir
-        data_dir = str(Path(data_dir).expanduser().resolve())
+        data_dir = str(user_path(data_dir).resolve())
         return replace(self, dataset=dataset, data_dir=data_dir, image_size=self.side)
 
     @property

@@ -33,7 +33,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A study with what came after its trials."""
+    """A study with what came of its candidates."""
 
     study: FoundStudy
     confirmed: Mapping[float, Winner | None]
@@ -45,6 +45,11 @@ class Standing:
     def of(cls, study: FoundStudy) -> Standing:
         """Look it up."""
         return cls(study, study.confirmed(), study.registered())
+
+    @property
+    def decided(self) -> bool:
+        """Whether the study has come to its end, where candidates are accepted or not; some are finetuned before."""
+        return bool(self.confirmed)
 
     @property
     def winners(self) -> tuple[Winner, ...]:
@@ -107,9 +112,8 @@ def next_steps(standing: Standing) -> tuple[Step, ...]:
     """What there is to do, the most urgent first."""
     study, winners, read = standing.study, standing.winners, standing.registered
     steps = []
-    if not standing.confirmed:
-        text = "Finetune the smallest trials again with fresh seeds, and accept one by its lower bound:"
-        steps.append(Step(text=text, command=search_command(study, confirm_seeds=2)))
+    if not standing.decided:
+        steps.append(_to_the_end(study))
     elif not winners:
         steps.append(Step(text=_sentence(study.shortfall())))
     steps += [
@@ -123,6 +127,14 @@ def next_steps(standing: Standing) -> tuple[Step, ...]:
     for won in winners:
         steps += _use(read[won.run.run_id], won) if won.run.run_id in read else []
     return (*steps, *_search_on(study))
+
+
+def _to_the_end(study: FoundStudy) -> Step:
+    if study.run.params["search.confirm_seeds"] == "0":
+        text = "Finetune the smallest trials again with fresh seeds, and accept one by its lower bound:"
+        return Step(text=text, command=search_command(study, confirm_seeds=2))
+    text = "Go on with the study: at its end the smallest candidate is accepted whose lower bound is at the floor."
+    return Step(text=text, command=search_command(study))
 
 
 def _use(registered: tracking.FoundRun, won: Winner) -> list[Step]:

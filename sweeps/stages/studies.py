@@ -14,6 +14,7 @@ from netprune.factory import builder
 from netprune.image_folder import IMAGE_SIZE
 from netprune.packing import PackedModel, unpack
 from sweeps import artifacts, registry, tracking
+from sweeps.inputs import check_data
 from sweeps.stages.confirming import CONFIRMED_FILE
 from sweeps.stages.longer import SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
@@ -45,6 +46,13 @@ class Winner:
     """Whether that one ships; else the most accurate does."""
     lower: float
     """Lower end of the one-sided 95 % confidence interval of the accuracy."""
+
+    @property
+    def accuracy(self) -> float:
+        """Validation, in [0, 1]: what the bound is of, the average's if that ships, else the seeds' mean."""
+        if self.averaged and self.average is not None:
+            return self.average
+        return sum(self.accuracies) / len(self.accuracies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +158,7 @@ class FoundStudy:
 
     def registered(self) -> dict[str, tracking.FoundRun]:
         """Run id of a network → the newest run that registered it: what that read of test is there."""
-        runs = tracking.find_runs({tracking.STAGE: "register", tracking.STUDY: self.name})
+        runs = tracking.find_runs({tracking.STAGE: "register", tracking.STUDY_RUN: self.run.run_id})
         return {run.params[f"register.{registry.TRIAL}"]: run for run in reversed(runs)}
 
     def confirmations(self) -> tuple[tracking.FoundRun, ...]:
@@ -163,12 +171,16 @@ class FoundStudy:
         tags, ended = {tracking.STAGE: "trial", tracking.PARENT: self.run.run_id}, ("FAILED", "KILLED")
         return tuple(tracking.find_runs(tags, order_by="attributes.start_time ASC", statuses=ended))
 
+    @property
+    def image_size(self) -> int:
+        """Side of its images, in pixels."""
+        # studies from before it could be chosen do not say it
+        return int(self.run.params.get("search.image_size", IMAGE_SIZE))
+
     def data(self, request: DataRequest) -> DataRequest:
         """`request`, with what is `auto` in it, and the size of the images, replaced by the study's own."""
         params = self.run.params
-        # studies from before it could be chosen do not say it
-        known = int(params.get("search.image_size", IMAGE_SIZE))
-        size = known if request.image_size is None else request.image_size
+        size = self.image_size if request.image_size is None else request.image_size
         own = request.dataset == AUTO
         dataset = params["search.dataset"] if own else request.dataset
         data_dir = params["search.data_dir"] if own and request.data_dir == AUTO else request.data_dir
@@ -215,9 +227,19 @@ def file_uri(run: tracking.FoundRun) -> str:
 
 
 def open_study_data(study: FoundStudy, request: DataRequest) -> tuple[Dataset, DataRequest]:
-    """The data that the study worked on, on its device."""
+    """The data that the study worked on, on its device.
+
+    Raises:
+        InputError: if it cannot be opened, or is not the study's: images of another size, or others.
+    """
     data = study.data(request)
+    if data.image_size != study.image_size:
+        side = study.image_size
+        raise InputError(
+            f"study {study.name} is of images of {side}×{side}, not {data.image_size}: leave image_size at auto."
+        )
     dataset, _ = open_data(data)
+    check_data(dataset, study.run.run_id, f"study {study.name}")
     return dataset, data
 
 

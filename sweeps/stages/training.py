@@ -25,7 +25,7 @@ from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.training import train
 from sweeps import artifacts, interrupts, registry, tracking
-from sweeps.inputs import log_data
+from sweeps.inputs import check_data, log_data
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.source import DataRequest, SourceRequest, check_model, new_network, open_data, short_name
 from sweeps.table import percent
@@ -92,6 +92,8 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
         "processes": team.size,
     }
     earlier = _interrupted(request.resume, config) if request.resume else None
+    if earlier:
+        check_data(dataset, earlier.run_id, f"run {earlier.run_id}")
     name = f"train {ready.short_name} on {Path(data.dataset).name}"
     tags = {RESUMED_FROM: earlier.run_id} if earlier else {}
     run = tracking.tracked_run("train", name, config, tags=tags, system_metrics=True)
