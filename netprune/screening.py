@@ -47,10 +47,10 @@ class Screen:
         scores = score(criterion, prunable_weights(dense), gradients_for(criterion, dense, dataset))
         # int32 is half of int64, for networks of up to two thousand million weights a layer
         self.orders = {name: prune_order(scored).to(torch.int32) for name, scored in scores.items()}
-        split = dataset.train.first(IMAGES)
-        images, fastest = normalise(split.images, dataset), Format(channels_last=True)
-        self.format = fastest if runs_in(copy.deepcopy(dense).eval(), images[:FEW_IMAGES], fastest) else Format()
-        self.images, self.labels = self.format.layout(images), split.labels
+        split, fastest = dataset.train.first(IMAGES), Format(channels_last=True)
+        few = normalise(split.images[:FEW_IMAGES], dataset)
+        self.format = fastest if runs_in(copy.deepcopy(dense).eval(), few, fastest) else Format()
+        self.images, self.labels = split.images, split.labels  # as bytes: large ones would be gigabytes of numbers
 
     @torch.no_grad()
     def __call__(self, sparsity: Sparsity) -> float:
@@ -71,7 +71,8 @@ class Screen:
         recalibrate(model, self.dataset, RECALIBRATED)
         size = batch_for(self.dataset.image_size, BATCH)
         with eval_mode(model):
-            logits = torch.cat([model(batch) for batch in torch.split(self.images, size)])
+            batches = (normalise(part, self.dataset) for part in torch.split(self.images, size))
+            logits = torch.cat([model(self.format.layout(batch)) for batch in batches])
         return min(self._loss(logits * sharpness) for sharpness in SHARPNESSES)
 
     def _loss(self, logits: Tensor) -> float:
