@@ -1,8 +1,10 @@
 """A study in PostgreSQL, directly and through Optuna's proxy, with MLflow's runs in a database beside it."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import mlflow
 import optuna
@@ -47,6 +49,19 @@ def test_study_in_postgresql_goes_on_and_is_recovered_as_in_a_file(server):
     assert [trial.state.name for trial in second._study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
 
 
+def wait_for(port):
+    """Until a server listens: on a busy machine it takes longer to begin than a client waits for an answer."""
+    end = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < end, "no server listens"
+            time.sleep(0.1)
+        else:
+            return
+
+
 def test_study_through_the_proxy_is_the_same_study(server):
     run(make_study(name="proxied", storage=f"{server}study"), Listed((500, 0.9)), 1)
     port = postgresql._free_port()
@@ -56,6 +71,7 @@ def test_study_through_the_proxy_is_the_same_study(server):
     )
     proxy = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     try:
+        wait_for(port)
         study = make_study(name="proxied", storage=f"grpc://127.0.0.1:{port}")
         with study.crew.at_work():
             run(study, Listed((400, 0.9)), 2)

@@ -738,9 +738,9 @@ def test_search_of_one_study_with_other_layers_kept_is_refused(searched, source)
 def test_study_name_is_another_one_for_other_bounds_and_says_nothing_of_none(source):
     texts = [("", ""), ("conv1", ""), ("", "conv1=0.5"), ("", "conv1=0.25")]
     held = [replace(source, bounds=find_bounds(source.model, *text)) for text in texts]
-    names = [study_name(one, REQUEST, [0.9]) for one in held]
+    names = [study_name(one, REQUEST) for one in held]
     assert len(set(names)) == 4
-    assert names[0] == study_name(source, REQUEST, [0.9])
+    assert names[0] == study_name(source, REQUEST)
     assert all("-within" in name for name in names[1:])
 
 
