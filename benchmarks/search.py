@@ -193,8 +193,8 @@ def main() -> None:
     table = {method: [results[f"{method}|{seed}"] for seed in seeds] for method in options.methods}
     _print(table, bench, options)
     baselines = [np.mean([one["bytes"][0] for one in runs]) for method, runs in table.items() if method != OURS]
-    ours = np.mean([one["bytes"][0] for one in table[OURS]]) if OURS in table else np.nan
-    ratio = float(min(baselines, default=np.nan) / ours)
+    both = baselines and OURS in table
+    ratio = float(min(baselines) / np.mean([one["bytes"][0] for one in table[OURS]])) if both else None
     what = (
         f"times the confirmed bytes of ours in the best baseline, mean over seeds at {min(options.max_drop):g} points"
     )

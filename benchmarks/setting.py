@@ -110,13 +110,14 @@ def hardware(device: str) -> str:
     return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
-def finish(options: argparse.Namespace, results: dict[str, Any], number: float, what: str) -> None:
-    """Write the JSON file if one is asked for, and the last line."""
+def finish(options: argparse.Namespace, results: dict[str, Any], number: float | None, what: str) -> None:
+    """Write the JSON file if one is asked for, and the last lines; no figure where there is nothing to compare."""
     results = {**results, "hardware": hardware(options.device), "options": vars(options), "figure": number, "of": what}
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1))
     print(f"on {results['hardware']}")
-    print(f"figure: {number:.3g} {what}")
+    if number is not None:
+        print(f"figure: {number:.3g} {what}")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,5 +1,6 @@
 """A benchmark that is asked for what cannot be done says so in one sentence; and a baseline that is a fair one."""
 
+import json
 import runpy
 import sys
 from argparse import Namespace
@@ -10,7 +11,7 @@ import torch
 
 from benchmarks import training
 from benchmarks.baselines import Found, Terms, plain
-from benchmarks.setting import Kept
+from benchmarks.setting import Kept, finish
 from netprune.compute import Format
 from netprune.errors import InputError
 from netprune.pruning import finetuning
@@ -100,3 +101,11 @@ def test_plain_optuna_with_two_floors_knows_what_it_has_tried_and_tries_nothing_
     first, second = ([trial.params for trial in study.trials] for study in studies)
     assert (first, second) == (made[:6], made)
     assert [trial.value for trial in studies[1].trials] == [one.size_bytes for one in found]
+
+
+@pytest.mark.parametrize(("number", "lines"), [(1.25, ["figure: 1.25 times"]), (None, [])])
+def test_finish_without_anything_to_compare_prints_no_figure(capsys, tmp_path, number, lines):
+    options = Namespace(json=str(tmp_path / "found.json"), device="cpu")
+    finish(options, {"results": {}}, number, "times")
+    assert capsys.readouterr().out.splitlines()[1:] == lines
+    assert json.loads((tmp_path / "found.json").read_text())["figure"] == number
