@@ -29,6 +29,7 @@ from sweeps import artifacts, tracking
 from sweeps.limits import Limits
 from sweeps.scores import Attempt, Score, Tried
 from sweeps.search_sparsity import closing
+from sweeps.sessions import Crew
 from sweeps.stages import confirming, contest, longer, searching, starting, trials
 from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
@@ -44,6 +45,7 @@ from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE, Start
 from sweeps.stages.studies import find_study
 from sweeps.stages.trials import START
 from sweeps.storage import open_storage
+from sweeps.study import FAILURES
 from sweeps.table import count, percent, trial_name
 
 SEEDS = (FRESH, FRESH + 1)
@@ -564,6 +566,26 @@ def test_search_whose_trials_all_diverge_stops_after_some(source, monkeypatch, c
     outcome = run_search(source, REQUEST)
     assert outcome.done == 0
     assert capsys.readouterr().err.count("trials in a row came to no result") == 1
+
+
+def test_search_whose_leader_gives_up_waits_for_the_others_trials_before_it_confirms(source, monkeypatch):
+    def diverge(*_, **__):
+        raise DivergedError("loss is nan")
+
+    others, waited = [True], []
+
+    def wait(until):
+        if until():
+            return
+        waited.append(len(runs("trial")))
+        others[0] = False
+        assert until()
+
+    monkeypatch.setattr(trials, "prune_candidate", diverge)
+    monkeypatch.setattr(Crew, "has_others", property(lambda _: others[0]))
+    monkeypatch.setattr(searching, "_wait", wait)
+    assert run_search(source, REQUEST).done == 0
+    assert waited == [FAILURES]
 
 
 def test_trial_is_judged_by_whole_trials_that_began_as_it_did():

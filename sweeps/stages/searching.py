@@ -223,17 +223,20 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
             timeout=left(),
             meanwhile=probes,
         )
-    for share in probes.shares:
+
+    def goes_on(part: Limits) -> bool:
         trials.resume()
-        part = replace(limits, share=share)
-        if not study.run(trials.evaluate, part, proposer, trials.reporter(limits), trials.settle):
+        if study.run(trials.evaluate, part, proposer, trials.reporter(limits), trials.settle):
+            return True
+        _wait(lambda: not (study.crew.leads and study.crew.has_others))  # whose trials are to be confirmed as well
+        return False
+
+    for share in probes.shares:
+        if not goes_on(replace(limits, share=share)):
             return
         probes()
     while True:
-        trials.resume()
-        if not study.run(trials.evaluate, limits, proposer, trials.reporter(limits), trials.settle):
-            return
-        if not study.crew.leads:
+        if not goes_on(limits) or not study.crew.leads:
             return
         seen = study.look()
         if not seen.running:
