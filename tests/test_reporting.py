@@ -1,5 +1,6 @@
 """A study's page from its runs: what it says is what the runs say, and the run keeps it."""
 
+import json
 import shlex
 from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from sweeps.page import render
 from sweeps.stages import comparing, drawing, pipeline, searching, trials
 from sweeps.stages import reporting as stage
 from sweeps.stages.candidates import OPEN
+from sweeps.stages.contest import Confirmed
 from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import first_search_command, register_command, repeat, search_command
@@ -31,7 +33,7 @@ from sweeps.stages.scanning import SCANNED, run_scan
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import DataRequest, SourceRequest
 from sweeps.stages.starting import PACKED_FILE
-from sweeps.stages.studies import FoundStudy, Winner, find_study
+from sweeps.stages.studies import FoundStudy, _winner, find_study
 from sweeps.stages.training import TrainRequest
 from sweeps.table import count, percent
 
@@ -281,10 +283,21 @@ def test_report_with_other_data_compares_nothing(searched, rendered, source, mon
 
 
 @pytest.mark.parametrize(("averaged", "accuracy"), [(True, 0.95), (False, 0.9)])
-def test_drawn_confirmed_network_stands_at_the_accuracy_that_its_bound_is_of(averaged, accuracy):
-    run = tracking.FoundRun("r", "", "", {}, {}, {"packed_bytes": 5000.0})
+def test_drawn_confirmed_network_stands_at_the_accuracy_that_its_bound_is_of(monkeypatch, averaged, accuracy):
+    run = tracking.FoundRun("r", "", "", {SEED: "1000"}, {}, {"packed_bytes": 5000.0})
+    monkeypatch.setattr(tracking, "find_run", lambda _: run)
     lower = accuracy - 0.02  # of an average that ships it may lie above the seeds' mean
-    won = Winner(0.85, run, (1000, 1001), (0.92, 0.88), 0.95 if averaged else 0.89, averaged, lower)
+    kept = Confirmed(
+        trial=1,
+        run_ids=("a", "b"),
+        accuracies=(0.92, 0.88),
+        average=0.95 if averaged else 0.89,
+        run_id="c" if averaged else "a",
+        trained=1.0,
+        size_bytes=5000,
+        lower=lower,
+    )
+    won = _winner(0.85, json.loads(json.dumps(asdict(kept))))
     dense = {"dense_packed_bytes": 90_000.0, "dense_val_accuracy": 0.96}
     study = SimpleNamespace(finished=(), floors=(0.85,), run=SimpleNamespace(metrics=dense))
     (axes,) = drawing._sizes(SimpleNamespace(study=study, winners=(won,))).axes

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from netprune.confirmation import Bound, Candidate
 from netprune.masks import Sparsity
@@ -41,6 +42,11 @@ class Confirmed:
     """Of the network that ships, the objective."""
     lower: float
     """Lower end of the one-sided 95 % confidence interval of the accuracy."""
+
+    @classmethod
+    def of_json(cls, kept: Mapping[str, Any]) -> Confirmed:
+        """From what `asdict` gave, once it has been JSON."""
+        return cls(**{**kept, "run_ids": tuple(kept["run_ids"]), "accuracies": tuple(kept["accuracies"])})
 
     @property
     def averaged(self) -> bool:

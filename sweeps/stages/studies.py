@@ -16,6 +16,7 @@ from netprune.packing import PackedModel, unpack
 from sweeps import artifacts, registry, tracking
 from sweeps.inputs import check_data
 from sweeps.stages.confirming import CONFIRMED_FILE
+from sweeps.stages.contest import Confirmed
 from sweeps.stages.longer import SEED
 from sweeps.stages.source import AUTO, DataRequest, open_data
 from sweeps.stages.starting import PACKED_FILE
@@ -44,15 +45,10 @@ class Winner:
     """The same of the network with the mean of their weights, if there is one."""
     averaged: bool
     """Whether that one ships; else the most accurate does."""
+    accuracy: float
+    """What its bound is of: the average's, or the mean over the seeds."""
     lower: float
     """Lower end of the one-sided 95 % confidence interval of the accuracy."""
-
-    @property
-    def accuracy(self) -> float:
-        """Validation, in [0, 1]: what the bound is of, the average's if that ships, else the seeds' mean."""
-        if self.averaged and self.average is not None:
-            return self.average
-        return sum(self.accuracies) / len(self.accuracies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +240,14 @@ def open_study_data(study: FoundStudy, request: DataRequest) -> tuple[Dataset, D
 
 
 def _winner(floor: float, kept: Mapping[str, Any]) -> Winner:
-    runs = [tracking.find_run(run_id) for run_id in kept["run_ids"]]
+    won = Confirmed.of_json(kept)
     return Winner(
         floor=floor,
-        run=tracking.find_run(kept["run_id"]),
-        seeds=tuple(int(run.tags[SEED]) for run in runs),
-        accuracies=tuple(kept["accuracies"]),
-        average=kept["average"],
-        averaged=kept["run_id"] not in kept["run_ids"],
-        lower=kept["lower"],
+        run=tracking.find_run(won.run_id),
+        seeds=tuple(int(tracking.find_run(run_id).tags[SEED]) for run_id in won.run_ids),
+        accuracies=won.accuracies,
+        average=won.average,
+        averaged=won.averaged,
+        accuracy=won.accuracy,
+        lower=won.lower,
     )
