@@ -244,7 +244,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--trials", type=int, help="of each method (default 12, quick 8)")
     made.add_argument("--finetune-epochs", type=float, help="of a trial (default 0.2, quick 0.1)")
     made.add_argument("--confirm-epochs", type=float, help="of a candidate, with each seed (default 0.5, quick 0.3)")
-    made.add_argument("--confirm-most", type=int, help="candidates a floor (default 2, quick 1)")
+    made.add_argument("--confirm-most", type=int, help="finetunings of candidates a floor (default 5, quick 1)")
     made.add_argument("--batch-size", type=int, default=64, help="images a step (default 64)")
     made.add_argument("--values", default="fp32", help="as the search has it (default fp32)")
     made.add_argument("--sampler", default="tpe", choices=SAMPLERS, help="of ours (default tpe)")
@@ -257,7 +257,7 @@ def _options() -> argparse.Namespace:
         "trials": (12, 8),
         "finetune_epochs": (0.2, 0.1),
         "confirm_epochs": (0.5, 0.3),
-        "confirm_most": (2, 1),
+        "confirm_most": (5, 1),
     }
     for name, values in usual.items():
         if getattr(options, name) is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -95,81 +95,58 @@ def _came_to(bound: Bound) -> float:
 
 
 def next_candidate(
-    candidates: Sequence[Candidate], measured: Mapping[int, Bound], floor: float, *, images: int, most: int
+    candidates: Sequence[Candidate],
+    measured: Mapping[int, Bound],
+    floor: float,
+    *,
+    images: int,
+    left: int,
+    again: Collection[int] = (),
 ) -> int | None:
-    """The number of the next candidate, or None when the search has its answer.
+    """The number of the candidate to finetune longer next, for the first time or once more; None when the search has
+    its answer.
 
     The smallest first, of those that may be expected to pass: what a candidate is expected to come to, plus how far
-    the others were off (`surprise`), less the bound's margin. Once one has been accepted, the smaller one with the most
-    to win: its chance of passing times the logarithm of what it would save; so smaller ones follow if longer
-    finetunings give more than was expected. While none is accepted, larger ones follow if they give less; and
-    when none is expected to pass, feasible trials larger than all that failed have their chance, the most accurate
-    first.
+    the others were off (`surprise`), less the bound's margin. While none is accepted, larger ones follow if longer
+    finetunings give less than was expected; when none is expected to pass, feasible trials larger than all that failed
+    have their chance, the most accurate first; and when there is none such, the one that lacks least is finetuned once
+    more, from what it has become.
+
+    Once one has been accepted, it is the smaller one with the most to win, of new ones and of those that lack little:
+    its chance of passing times the logarithm of what it would save.
 
     Args:
         candidates: trials that ran to their end.
         measured: by candidate number.
         floor: in [0, 1].
         images: that accuracies are measured on.
-        most: candidates after which no still smaller one is looked for, once one has been accepted.
-    """
-    if not is_reachable(floor, images):
-        return None
-    margin = image_margin(floor, images)
-    known = {candidate.number: candidate for candidate in candidates}
-    off = surprise([(known[n].expected, _came_to(bound)) for n, bound in measured.items()], floor + margin)
-    left = [candidate for candidate in candidates if candidate.number not in measured]
-
-    def to_spare(one: Candidate) -> float:
-        return one.expected + off - margin - floor
-
-    accepted = [bound.size_bytes for bound in measured.values() if bound.lower >= floor - ROUNDING]
-    if accepted:
-        worth = {
-            one.number: chance * math.log(min(accepted) / one.size_bytes)
-            for one in left
-            if one.size_bytes < min(accepted) and (chance := NormalDist().cdf(to_spare(one) / UNSURE)) >= LEAST_CHANCE
-        }
-        return max(worth, key=worth.__getitem__) if worth and len(measured) < most else None
-    promising = [one for one in left if to_spare(one) >= -ROUNDING]
-    if promising:
-        return min(promising, key=lambda c: (c.size_bytes, -c.accuracy)).number
-    failed = max((bound.size_bytes for bound in measured.values()), default=0)
-    larger = [c for c in left if c.accuracy >= floor - ROUNDING and c.size_bytes > failed]
-    if larger:
-        return max(larger, key=lambda c: (c.accuracy, c.size_bytes)).number
-    return None
-
-
-def next_repeat(measured: Mapping[int, Bound], floor: float, *, images: int) -> int | None:
-    """The number of the candidate to finetune once more, from what it has become, where nothing else is left to try.
-
-    Of those that lack little and are smaller than all that are accepted: while none is, the one that lacks least, the
-    smaller of equals; else the one with the most to win, its chance of passing times the logarithm of what it would
-    save. None if there is none such.
-
-    Args:
-        measured: by candidate number.
-        floor: in [0, 1].
-        images: that accuracies are measured on.
-
-    >>> next_repeat({3: Bound(900, 0.806, 0.797), 4: Bound(700, 0.807, 0.798)}, 0.8, images=5000)
-    4
+        left: finetunings that a still smaller one may have, once one has been accepted.
+        again: which of those that are measured may be finetuned once more.
     """
     if not is_reachable(floor, images):
         return None
     least = floor + image_margin(floor, images)
-    smallest = min((one.size_bytes for one in measured.values() if one.lower >= floor - ROUNDING), default=None)
-    near = {
-        number: bound
-        for number, bound in measured.items()
-        if bound.mean >= least - WITHIN and (smallest is None or bound.size_bytes < smallest)
-    }
-    if smallest is None:
-        return max(near, key=lambda n: (near[n].mean, -near[n].size_bytes), default=None)
-
-    def worth(number: int) -> float:
-        chance = NormalDist().cdf((near[number].mean + AGAIN - least) / AGAIN_SPREAD)
-        return chance * math.log(smallest / near[number].size_bytes)
-
-    return max(near, key=worth, default=None)
+    known = {candidate.number: candidate for candidate in candidates}
+    off = surprise([(known[n].expected, _came_to(bound)) for n, bound in measured.items()], least)
+    new = [candidate for candidate in candidates if candidate.number not in measured]
+    near = {n: measured[n] for n in again if measured[n].mean >= least - WITHIN}
+    accepted = [bound.size_bytes for bound in measured.values() if bound.lower >= floor - ROUNDING]
+    if accepted:
+        smallest, normal = min(accepted), NormalDist()
+        sizes = {one.number: one.size_bytes for one in new} | {n: bound.size_bytes for n, bound in near.items()}
+        chances = {one.number: normal.cdf((one.expected + off - least) / UNSURE) for one in new}
+        chances |= {n: normal.cdf((bound.mean + AGAIN - least) / AGAIN_SPREAD) for n, bound in near.items()}
+        worth = {
+            n: chance * math.log(smallest / sizes[n])
+            for n, chance in chances.items()
+            if chance >= LEAST_CHANCE and sizes[n] < smallest
+        }
+        return max(worth, key=worth.__getitem__) if worth and left > 0 else None
+    promising = [one for one in new if one.expected + off >= least - ROUNDING]
+    if promising:
+        return min(promising, key=lambda one: (one.size_bytes, -one.accuracy)).number
+    failed = max((bound.size_bytes for bound in measured.values()), default=0)
+    larger = [one for one in new if one.accuracy >= floor - ROUNDING and one.size_bytes > failed]
+    if larger:
+        return max(larger, key=lambda one: (one.accuracy, one.size_bytes)).number
+    return max(near, key=lambda n: (near[n].mean, -near[n].size_bytes), default=None)

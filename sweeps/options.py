@@ -211,9 +211,9 @@ search_options = _stack(
     click.option("--confirm-seeds", default=2, help="Fresh seeds of a confirmation, at least 2; 0: none is made."),
     click.option(
         "--confirm-most",
-        default=4,
-        help="Candidates a floor after which, one being accepted, no smaller one is tried; at most as many again are "
-        "finetuned once more.",
+        default=6,
+        help="Finetunings of a floor's candidates (of new ones, or once more) after which, one being accepted, no "
+        "smaller one is tried.",
     ),
     click.option("--workers", default=1, help="Processes on this machine, each with its share of cores and GPUs."),
     click.option("--seed", default=0, help="Of the sampler and the finetuning."),

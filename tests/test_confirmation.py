@@ -2,7 +2,7 @@
 
 import pytest
 
-from netprune.confirmation import WITHIN, Bound, Candidate, aim, image_margin, next_candidate, next_repeat
+from netprune.confirmation import WITHIN, Bound, Candidate, aim, image_margin, next_candidate
 
 IMAGES, FLOOR = 5000, 0.80
 MARGIN = image_margin(FLOOR, IMAGES)
@@ -26,7 +26,9 @@ def walk(gain, *, most=4, candidates=CANDIDATES):
     """Confirm with a longer finetuning that gives every candidate the same; the order, and who was accepted."""
     by_number = {candidate.number: candidate for candidate in candidates}
     measured, order = {}, []
-    while (number := next_candidate(candidates, measured, FLOOR, images=IMAGES, most=most)) is not None:
+    left = most
+    while (number := next_candidate(candidates, measured, FLOOR, images=IMAGES, left=left)) is not None:
+        left -= 1
         candidate = by_number[number]
         mean = candidate.accuracy + gain
         measured[number] = Bound(candidate.size_bytes, mean, mean - MARGIN)
@@ -37,7 +39,7 @@ def walk(gain, *, most=4, candidates=CANDIDATES):
 
 
 def test_next_candidate_begins_with_the_smallest_feasible():
-    assert next_candidate(CANDIDATES, {}, FLOOR, images=IMAGES, most=4) == 2
+    assert next_candidate(CANDIDATES, {}, FLOOR, images=IMAGES, left=4) == 2
 
 
 def test_next_candidate_after_a_larger_gain_goes_on_to_smaller_ones_below_the_floor():
@@ -63,23 +65,23 @@ def test_next_candidate_after_a_smaller_gain_tries_those_that_may_still_pass_unt
 def test_next_candidate_once_one_is_accepted_is_a_smaller_one_with_a_fair_chance(lacking, expected):
     candidates = [Candidate(0, 300, 0.8, 0.8 + MARGIN), Candidate(1, 200, 0.8, 0.8 + MARGIN - lacking)]
     measured = {0: Bound(300, 0.8 + MARGIN, 0.8)}
-    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, most=4) == expected
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=4) == expected
 
 
 def test_next_candidate_weighs_what_a_smaller_one_saves_against_its_chance():
     some, much = Candidate(1, 290, 0.8, 0.8 + MARGIN), Candidate(2, 150, 0.8, 0.8 + MARGIN - 0.003)
     measured = {0: Bound(300, 0.8 + MARGIN, 0.8)}
     accepted = Candidate(0, 300, 0.8, 0.8 + MARGIN)
-    assert next_candidate([accepted, some, much], measured, FLOOR, images=IMAGES, most=4) == 2
+    assert next_candidate([accepted, some, much], measured, FLOOR, images=IMAGES, left=4) == 2
 
 
 def test_next_candidate_heeds_what_those_of_much_the_same_accuracy_gained():
     # at an accuracy far above, longer finetuning lost; near the floor it gained
     candidates = [Candidate(0, 900, 0.86, 0.87), Candidate(1, 500, 0.8, 0.81), Candidate(2, 300, 0.79, 0.80)]
     measured = {0: Bound(900, 0.85, 0.84), 1: Bound(500, 0.83, 0.82)}
-    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, most=4) == 2
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=4) == 2
     worse = {0: Bound(900, 0.85, 0.84), 1: Bound(500, 0.81, 0.80)}
-    assert next_candidate(candidates, worse, FLOOR, images=IMAGES, most=4) is None
+    assert next_candidate(candidates, worse, FLOOR, images=IMAGES, left=4) is None
 
 
 def test_next_candidate_stops_going_down_after_the_most_allowed():
@@ -90,21 +92,21 @@ def test_next_candidate_gives_the_most_accurate_its_chance_before_there_is_none(
     assert walk(-0.2) == ([2, 0], None)
     equals = [candidate(0, 900, 0.82), candidate(1, 700, 0.82), candidate(2, 400, 0.82)]
     measured = {2: Bound(400, 0.5, 0.49)}
-    assert next_candidate(equals, measured, FLOOR, images=IMAGES, most=4) == 0
+    assert next_candidate(equals, measured, FLOOR, images=IMAGES, left=4) == 0
 
 
 def test_next_candidate_goes_by_what_each_is_expected_to_come_to():
     late, early = Candidate(0, 300, 0.803, 0.805), Candidate(1, 400, 0.801, 0.815)
-    assert next_candidate([late, early], {}, FLOOR, images=IMAGES, most=4) == 1
+    assert next_candidate([late, early], {}, FLOOR, images=IMAGES, left=4) == 1
 
 
 def test_next_candidate_below_the_floor_that_is_expected_to_rise_is_taken():
-    assert next_candidate([Candidate(0, 300, 0.79, 0.83)], {}, FLOOR, images=IMAGES, most=4) == 0
+    assert next_candidate([Candidate(0, 300, 0.79, 0.83)], {}, FLOOR, images=IMAGES, left=4) == 0
 
 
 @pytest.mark.parametrize("candidates", [[], [candidate(0, 100, 0.7)]], ids=["nobody", "nobody feasible"])
 def test_next_candidate_without_a_feasible_trial_is_none(candidates):
-    assert next_candidate(candidates, {}, FLOOR, images=IMAGES, most=4) is None
+    assert next_candidate(candidates, {}, FLOOR, images=IMAGES, left=4) is None
 
 
 NEEDED = FLOOR + MARGIN
@@ -116,17 +118,17 @@ def test_next_candidate_goes_by_what_the_others_gained_the_first_time():
     once = {0: Bound(300, short, short - MARGIN)}
     twice = {0: Bound(300, long, long - MARGIN, first=short)}
     alike = {0: Bound(300, long, long - MARGIN, first=long)}
-    assert next_candidate(two, once, FLOOR, images=IMAGES, most=4) is None
-    assert next_candidate(two, twice, FLOOR, images=IMAGES, most=4) is None
-    assert next_candidate(two, alike, FLOOR, images=IMAGES, most=4) == 1
+    assert next_candidate(two, once, FLOOR, images=IMAGES, left=4) is None
+    assert next_candidate(two, twice, FLOOR, images=IMAGES, left=4) is None
+    assert next_candidate(two, alike, FLOOR, images=IMAGES, left=4) == 1
 
 
 def test_floor_that_no_network_can_be_confirmed_for_asks_for_no_finetuning():
     perfect = [candidate(0, 100, 1.0)]
-    assert next_candidate(perfect, {}, 0.98, images=1000, most=4) == 0
-    assert next_candidate(perfect, {}, 0.98, images=100, most=4) is None
+    assert next_candidate(perfect, {}, 0.98, images=1000, left=4) == 0
+    assert next_candidate(perfect, {}, 0.98, images=100, left=4) is None
     near = {0: Bound(100, 0.999, 0.96)}
-    assert next_repeat(near, 0.98, images=100) is None
+    assert next_candidate(perfect, near, 0.98, images=100, left=4, again=[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -160,10 +162,34 @@ def test_floor_that_no_network_can_be_confirmed_for_asks_for_no_finetuning():
         "accepted",
     ],
 )
-def test_next_repeat_is_the_one_that_lacks_least_or_once_one_is_accepted_the_one_with_most_to_win(means, expected):
+def test_next_candidate_once_more_is_the_one_that_lacks_least_or_once_one_is_accepted_has_most_to_win(means, expected):
     sizes = {0: 900, 1: 500, 2: 300, 3: 890, 4: 440}
     measured = {number: Bound(sizes[number], mean, mean - MARGIN) for number, mean in means.items()}
-    assert next_repeat(measured, FLOOR, images=IMAGES) == expected
+    candidates = [Candidate(number, sizes[number], mean, mean) for number, mean in means.items()]
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=1, again=means) == expected
+
+
+@pytest.mark.parametrize(
+    ("lacking", "expected"), [(0.001, 1), (0.004, 2)], ids=["one that has been tried", "one that has not"]
+)
+def test_next_candidate_once_one_is_accepted_is_new_or_once_more_by_what_there_is_to_win(lacking, expected):
+    measured = {
+        0: Bound(900, NEEDED + 0.001, FLOOR + 0.001),
+        1: Bound(500, NEEDED - lacking, FLOOR - lacking),
+    }
+    candidates = [Candidate(0, 900, 0.8, NEEDED + 0.001), Candidate(1, 500, 0.8, NEEDED - lacking)]
+    candidates.append(Candidate(2, 500, 0.79, NEEDED - 0.001))
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=1, again=[1]) == expected
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=1) == 2
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=0, again=[1]) is None
+
+
+def test_next_candidate_while_none_is_accepted_is_new_before_it_is_once_more():
+    measured = {0: Bound(900, NEEDED - 0.001, FLOOR - 0.001)}
+    tried, new = Candidate(0, 900, 0.8, NEEDED), Candidate(1, 950, 0.8, NEEDED - 0.02)
+    assert next_candidate([tried, new], measured, FLOOR, images=IMAGES, left=0, again=[0]) == 1
+    assert next_candidate([tried], measured, FLOOR, images=IMAGES, left=0, again=[0]) == 0
+    assert next_candidate([tried], measured, FLOOR, images=IMAGES, left=0) is None
 
 
 def test_image_margin_is_what_a_bound_at_the_floor_lacks():

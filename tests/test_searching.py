@@ -291,7 +291,10 @@ def test_confirm_of_one_given_up_after_one_seed_notes_no_bound_that_a_lower_floo
     assert [one.lower for one in kept] == [0.8405]
 
 
-def test_confirm_once_one_is_accepted_finetunes_a_smaller_near_one_once_more(monkeypatch):
+@pytest.mark.parametrize(
+    ("most", "won", "made"), [(2, 1, [(0, 0), (1, 0)]), (3, 0, [(0, 0), (1, 0), (0, 1)])], ids=["none left", "one left"]
+)
+def test_confirm_once_one_is_accepted_finetunes_a_smaller_near_one_once_more(monkeypatch, most, won, made):
     found = {(1, 0): (0.86, 0.85), (0, 0): (0.841, 0.8325), (0, 1): (0.844, 0.835)}
 
     def measure(number, turn):
@@ -299,10 +302,17 @@ def test_confirm_once_one_is_accepted_finetunes_a_smaller_near_one_once_more(mon
         return came_to(number, (accuracy, accuracy), lower)
 
     candidates = (Candidate(0, 100, 0.84, 0.843), Candidate(1, 200, 0.84, 0.86))
-    (won,), kept = confirmed_of(monkeypatch, measure, candidates, (0.8338,))
-    assert won.trial == 0
-    assert [(one.trial, one.turn) for one in kept] == [(0, 0), (1, 0), (0, 1)]
-    assert kept[-1].seeds == (FRESH + 2, FRESH + 3)
+    (winner,), kept = confirmed_of(monkeypatch, measure, candidates, (0.8338,), most=most)
+    assert winner.trial == won
+    assert [(one.trial, one.turn) for one in kept] == made
+    assert [one.seeds for one in kept if one.turn] == [(FRESH + 2, FRESH + 3)] * (most - 2)
+
+
+def test_confirm_while_none_is_accepted_tries_all_and_the_nearest_once_more_as_often_as_is_allowed(monkeypatch):
+    candidates = tuple(Candidate(i, 100 * (i + 1), 0.84, 0.86) for i in range(2))
+    (none,), kept = confirmed_of(monkeypatch, lambda n, _: came_to(n, (0.8415, 0.8415), 0.8325), candidates, (0.8338,))
+    assert none is None
+    assert [(one.trial, one.turn) for one in kept] == [(0, 0), (1, 0), (0, 1), (0, 2)]
 
 
 @pytest.mark.parametrize("turn", [0, 1], ids=["at first", "once more"])
@@ -313,7 +323,7 @@ def test_confirm_of_one_that_diverges_goes_on_with_the_others(monkeypatch, capsy
         return came_to(number, (0.841, 0.841) if number == 0 else (0.86, 0.86), 0.8325 if number == 0 else 0.85)
 
     candidates = (Candidate(0, 100, 0.84, 0.86), Candidate(1, 200, 0.84, 0.86))
-    (won,), kept = confirmed_of(monkeypatch, measure, candidates, (0.8338,))
+    (won,), kept = confirmed_of(monkeypatch, measure, candidates, (0.8338,), most=3)
     assert won.trial == 1
     assert [(one.trial, one.turn) for one in kept] == [(0, 0), (1, 0)][1 - turn :]
     said = "confirm trial 000, once more" if turn else "confirm trial 000"
@@ -322,7 +332,6 @@ def test_confirm_of_one_that_diverges_goes_on_with_the_others(monkeypatch, capsy
 
 def test_search_among_whose_first_trials_none_is_promising_confirms_the_nearest(source, monkeypatch):
     monkeypatch.setattr(confirming, "next_candidate", lambda *_, **__: None)
-    monkeypatch.setattr(confirming, "next_repeat", lambda *_, **__: None)
     monkeypatch.setattr(
         contest, "expected", lambda tried, _: {one.number: (0.7, 0.9, 0.8, *[0.0] * 5)[one.number] for one in tried}
     )

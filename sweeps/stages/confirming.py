@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from netprune.confidence import is_reachable, least_accuracy, lower_bound
-from netprune.confirmation import ROUNDING, Bound, Candidate, next_candidate, next_repeat
+from netprune.confirmation import ROUNDING, Bound, Candidate, next_candidate
 from netprune.errors import DivergedError
 from netprune.evaluation import Evaluation
 from sweeps.progress import report
@@ -71,7 +71,8 @@ class _Arena:
         """By candidate: what it came to at every turn (see `Attempt`)."""
         self.diverged = set[int]()
         """Candidates that came to no result. Nothing is noted of them: there is no network to go on from."""
-        self.made, self.repeated = dict.fromkeys(contest.floors, 0), dict.fromkeys(contest.floors, 0)
+        self.turns: dict[float, list[int]] = {floor: [] for floor in contest.floors}
+        """Of every finetuning that was made for a floor (see `Attempt`)."""
         for attempt in filter(how.made, contest.attempts):
             self._measure(attempt.trial, attempt.floor, attempt.turn)
 
@@ -80,22 +81,18 @@ class _Arena:
         return any(self.try_for(floor) for floor in self.contest.floors)
 
     def try_for(self, floor: float) -> bool:
-        """One more candidate for a floor; False if it has its answer."""
-        number, turn = self._next(floor), 0
-        if number is None and self.how.config.finetune and self.repeated[floor] < self.how.most:
-            bounds = {n: bound for n, bound in self._bounds(floor).items() if n not in self.diverged}
-            number = next_repeat(bounds, floor, images=self.images)
-            turn = len(self.measured[number]) if number is not None else 0
+        """One more candidate for a floor, or one once more; False if it has its answer."""
+        number = self._next(floor)
         if number is None:
             return False
-        self._try(number, floor, turn)
+        self._try(number, floor)
         return True
 
     def probe(self, floor: float) -> None:
         """A new candidate for a floor, if there is any that would not be larger than an accepted one."""
         if not is_reachable(floor, self.images):
             return
-        number, won = self._next(floor), self.winner(floor)
+        number, won = self._next(floor, again=False), self.winner(floor)
         left = [
             one
             for one in self._candidates
@@ -104,7 +101,7 @@ class _Arena:
         if number is None and left:
             number = max(left, key=lambda one: one.expected).number
         if number is not None:
-            self._try(number, floor, 0)
+            self._try(number, floor)
 
     @property
     def _candidates(self) -> list[Candidate]:
@@ -116,12 +113,22 @@ class _Arena:
         known = {n: one for n, one in self.best.items() if len(one.accuracies) > 1 or hopeless(one.accuracies, floor)}
         return {n: replace(one.bound, first=self.measured[n][0].accuracy) for n, one in known.items()}
 
-    def _next(self, floor: float) -> int | None:
-        bounds = self._bounds(floor)
-        most = len(bounds) - self.made[floor] + self.how.most
-        return next_candidate(self._candidates, bounds, floor, images=self.images, most=most)
+    def _next(self, floor: float, *, again: bool = True) -> int | None:
+        bounds, turns = self._bounds(floor), self.turns[floor]
+        # of those once more alone, too: new ones are never left out while none is accepted, so they need no end
+        may = again and self.how.config.finetune is not None and sum(map(bool, turns)) < self.how.most
+        return next_candidate(
+            self._candidates,
+            bounds,
+            floor,
+            images=self.images,
+            left=self.how.most - len(turns),
+            again=bounds.keys() - self.diverged if may else (),
+        )
 
-    def _try(self, number: int, floor: float, turn: int) -> None:
+    def _try(self, number: int, floor: float) -> None:
+        # one that a stricter floor gave up after a single seed has its first turn still
+        turn = len(self.measured[number]) if number in self._bounds(floor) else 0
         try:
             found = self._measure(number, floor, turn)
         except DivergedError as error:
@@ -157,9 +164,8 @@ class _Arena:
         earlier = self.measured.get(number, [])[:turn]
         found = measure(self.source, self.contest, number, self.how, floor, earlier)
         self.measured[number] = [*earlier, found]
-        counted = self.repeated if turn else self.made
-        if floor in counted:
-            counted[floor] += 1
+        if floor in self.turns:
+            self.turns[floor].append(turn)
         return found
 
 

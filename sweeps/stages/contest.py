@@ -75,8 +75,8 @@ class Confirmation:
     seeds: tuple[int, ...]
     """At least 2."""
     most: int
-    """Candidates of each floor after which no still smaller one is looked for, once one has been accepted; and how many
-    are finetuned once more."""
+    """Finetunings for each floor, of new candidates and once more, after which no still smaller one is looked for, once
+    one has been accepted; and how many once more there are while none is."""
 
     @property
     def epochs(self) -> float:

@@ -57,8 +57,9 @@ class SearchRequest:
     """Of finetuning a candidate again; None for three times a trial's."""
     confirm_seeds: int = 2
     """Fresh seeds for each candidate; 0 leaves the study unconfirmed."""
-    confirm_most: int = 4
-    """Candidates after which no still smaller one is looked for, once one has been accepted."""
+    confirm_most: int = 6
+    """Finetunings of each floor's candidates after which no still smaller one is looked for, once one has been
+    accepted."""
     seed: int = 0
     study_name: str = ""
     """Empty: made from the network and the floor, so that the same command continues the same study."""
