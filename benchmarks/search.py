@@ -15,14 +15,19 @@ import argparse
 import copy
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+import torch
 from torch import nn
 
 from benchmarks.baselines import RULES, Found, Terms, bisect, plain
@@ -65,9 +70,13 @@ class Bench:
         header = header_for(setting.model, setting.dataset, architecture)
         data = DataRequest(dataset=options.dataset, data_dir=options.data_dir, device=options.device)
         self.source = Source(setting.model, header, setting.dataset, data, options.weights or "trained on the spot")
-        self.basis = Basis(model=setting.model, sensitivity=scan(setting.model, setting.dataset))
         self.dense_accuracy = evaluate(setting.model, setting.dataset.val, setting.dataset).accuracy
         self.dense_bytes = len(pack(setting.model, header))
+
+    @cached_property
+    def basis(self) -> Basis:
+        """What the rules of the bisections allocate by."""
+        return Basis(model=self.setting.model, sensitivity=scan(self.setting.model, self.setting.dataset))
 
     def terms(self, seed: int) -> Terms:
         """For one seed of everything."""
@@ -155,8 +164,9 @@ class Bench:
         return {one.floor: one.confirmed for one in run_search(self.source, request).floors}
 
     def measure(self, method: str, seed: int) -> dict[str, Any]:
-        """Confirmed bytes by floor (the dense file's where there are none), and the epochs that were spent."""
+        """Confirmed bytes by floor (the dense file's where there are none), and what epochs and seconds it took."""
         terms, name = self.terms(seed), f"{method} {seed}"
+        begun = time.perf_counter()
         if method == OURS:
             winners = self.ours(name, terms)
             spent = sum(one.metrics["finetune_epochs"] for one in _runs(name, "trial"))
@@ -171,6 +181,7 @@ class Bench:
             "lower": [won.lower if won else None for won in winners.values()],
             "trial epochs": spent,
             "confirm epochs": sum(one.metrics["finetune_epochs"] for one in _runs(name, "confirm")),
+            "seconds": time.perf_counter() - begun,
         }
 
 
@@ -181,16 +192,14 @@ def _runs(study: str, stage: str) -> list[tracking.FoundRun]:
 def main() -> None:
     options = _options()
     results = Kept(options)
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
     bench = Bench(open_setting(options), options)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    with _own_store():
-        for seed in seeds:
-            for method in options.methods:
-                key = f"{method}|{seed}"
-                if key not in results:
-                    results[key] = bench.measure(method, seed)
-                    print(f"{key}: {results[key]}", flush=True)
-    table = {method: [results[f"{method}|{seed}"] for seed in seeds] for method in options.methods}
+    every = [(method, seed) for seed in seeds for method in options.methods]
+    for key, result in _measured(options, [one for one in every if _key(*one) not in results]):
+        results[key] = result
+        print(f"{key}: {result}", flush=True)
+    table = {method: [results[_key(method, seed)] for seed in seeds] for method in options.methods}
     _print(table, bench, options)
     baselines = [np.mean([one["bytes"][0] for one in runs]) for method, runs in table.items() if method != OURS]
     both = baselines and OURS in table
@@ -199,6 +208,34 @@ def main() -> None:
         f"times the confirmed bytes of ours in the best baseline, mean over seeds at {min(options.max_drop):g} points"
     )
     finish(options, {"results": results}, ratio, what)
+
+
+def _key(method: str, seed: int) -> str:
+    return f"{method}|{seed}"
+
+
+def _measured(options: argparse.Namespace, due: Sequence[tuple[str, int]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each as soon as it is there.
+
+    Each has a process of its own, because MLflow and Optuna keep one store to a process; and not by a fork, which
+    neither torch's threads survive nor what is on a GPU.
+    """
+    if not due:
+        return
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        made = {pool.submit(_measure, options, *one, torch.get_num_threads()): one for one in due}
+        try:
+            for one in as_completed(made):
+                yield _key(*made[one]), one.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # or an error or Ctrl-C would wait for the others' turns
+
+
+def _measure(options: argparse.Namespace, method: str, seed: int, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    bench = Bench(open_setting(options), options)
+    with _own_store():
+        return bench.measure(method, seed)
 
 
 def _print(table: dict[str, list[dict[str, Any]]], bench: Bench, options: argparse.Namespace) -> None:
@@ -250,8 +287,13 @@ def _options() -> argparse.Namespace:
     made.add_argument("--sampler", default="tpe", choices=SAMPLERS, help="of ours (default tpe)")
     made.add_argument("--precision", default="auto", choices=PRECISIONS, help="of the finetuning (default auto)")
     made.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="default: all")
+    made.add_argument(
+        "--workers", type=int, default=1, help="measured at once, each with its share of the cores (default 1)"
+    )
     made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")
     options = made.parse_args()
+    if options.workers < 1:
+        made.error(f"--workers is {options.workers}; it must be at least 1.")
     usual = {
         "seeds": (3, 1),
         "trials": (12, 8),

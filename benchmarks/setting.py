@@ -21,7 +21,7 @@ from netprune.models import Architecture, build_model, load_weights, read_state_
 from netprune.recipes import TrainConfig
 from netprune.training import train
 
-CHOOSING = ("kept", "json", "data_dir", "quick", "seeds", "first_seed", "methods", "only")
+CHOOSING = ("kept", "json", "data_dir", "quick", "seeds", "first_seed", "methods", "only", "workers")
 """Options that say which results there are to be, and not how each is measured."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from argparse import Namespace
 
@@ -101,6 +102,26 @@ def test_plain_optuna_with_two_floors_knows_what_it_has_tried_and_tries_nothing_
     first, second = ([trial.params for trial in study.trials] for study in studies)
     assert (first, second) == (made[:6], made)
     assert [trial.value for trial in studies[1].trials] == [one.size_bytes for one in found]
+
+
+SEARCHED = (
+    *("--width", "4", "--seeds", "1", "--max-drop", "60", "--trials", "2", "--finetune-epochs", "0.25"),
+    *("--confirm-epochs", "0.25", "--confirm-most", "1", "--methods", "ours", "bisected uniform", "--workers", "2"),
+)
+
+
+@pytest.mark.slow
+def test_search_by_two_processes_measures_each_method_once_and_says_how_they_compare(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.search", *SEARCHED, "--kept", tmp_path / "kept.json"]
+    first, again = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
+    kept = json.loads((tmp_path / "kept.json").read_text())["results"]
+    assert kept.keys() == {"ours|0", "bisected uniform|0"}
+    assert {one["trial epochs"] for one in kept.values()} == {0.5}
+    (ours,), (bisected,) = (kept[name]["bytes"] for name in ("ours|0", "bisected uniform|0"))
+    assert f"figure: {bisected / ours:.3g} times the confirmed bytes of ours in the best baseline" in first.stdout
+    assert first.stdout.endswith(again.stdout)
+    assert "confirm trial" in first.stderr
+    assert "confirm trial" not in again.stderr
 
 
 @pytest.mark.parametrize(("number", "lines"), [(1.25, ["figure: 1.25 times"]), (None, [])])
