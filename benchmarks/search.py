@@ -36,6 +36,7 @@ from netprune.allocation import Basis
 from netprune.callbacks import Callbacks
 from netprune.candidate import prune_candidate
 from netprune.confirmation import Candidate
+from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
@@ -292,8 +293,6 @@ def _options() -> argparse.Namespace:
     )
     made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")
     options = made.parse_args()
-    if options.workers < 1:
-        made.error(f"--workers is {options.workers}; it must be at least 1.")
     usual = {
         "seeds": (3, 1),
         "trials": (12, 8),
@@ -304,6 +303,9 @@ def _options() -> argparse.Namespace:
     for name, values in usual.items():
         if getattr(options, name) is None:
             setattr(options, name, values[options.quick])
+    for name in ("seeds", "trials", "confirm_most", "workers"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1.")
     return options
 
 

@@ -44,6 +44,11 @@ def test_benchmark_of_a_dataset_that_is_not_there_ends_in_one_sentence(name, siz
     assert "\n" not in said
 
 
+@pytest.mark.parametrize("option", ["--seeds", "--trials", "--confirm-most", "--workers"])
+def test_search_of_none_ends_in_one_sentence(option, monkeypatch):
+    assert ending(monkeypatch, "search", option, 0) == f"Error: {option} is 0; it must be at least 1."
+
+
 def test_kept_results_are_there_again_for_the_same_measurement_and_more_seeds(tmp_path):
     given = {"kept": str(tmp_path / "kept.json"), "epochs": 0.5, "max_drop": [0.5, 2.0]}
     Kept(Namespace(**given, seeds=1))["lamp|0"] = {"bytes": [1, 2]}
