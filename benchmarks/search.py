@@ -17,7 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -216,20 +216,31 @@ def _key(method: str, seed: int) -> str:
 
 
 def _measured(options: argparse.Namespace, due: Sequence[tuple[str, int]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each as soon as it is there.
-
-    Each has a process of its own, because MLflow and Optuna keep one store to a process; and not by a fork, which
-    neither torch's threads survive nor what is on a GPU.
-    """
-    if not due:
-        return
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        made = {pool.submit(_measure, options, *one, torch.get_num_threads()): one for one in due}
+    """Each as soon as it is there. After one that fails no other begins; those that have begun are waited for."""
+    with ThreadPoolExecutor(options.workers) as pool:
+        made = {pool.submit(_apart, options, *one): one for one in due}
+        failure = None
         try:
             for one in as_completed(made):
-                yield _key(*made[one]), one.result()
+                if one.cancelled():
+                    continue
+                if one.exception() is None:
+                    yield _key(*made[one]), one.result()
+                    continue
+                failure = failure or one.exception()
+                for other in made:
+                    other.cancel()  # a pool that is shut down would not say that it has
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # or an error or Ctrl-C would wait for the others' turns
+            pool.shutdown(wait=False, cancel_futures=True)  # at Ctrl-C
+        if failure:
+            raise failure
+
+
+def _apart(options: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
+    """In a process of its own, because MLflow and Optuna keep one store to a process; and not by a fork, which neither
+    torch's threads survive nor what is on a GPU."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure, options, method, seed, torch.get_num_threads()).result()
 
 
 def _measure(options: argparse.Namespace, method: str, seed: int, threads: int) -> dict[str, Any]:
@@ -264,6 +275,8 @@ def _print(table: dict[str, list[dict[str, Any]]], bench: Bench, options: argpar
 def _own_store() -> Iterator[None]:
     """An MLflow store and a study file in a folder that goes away."""
     before = Path.cwd()
+    for name in ("RUN_ID", "EXPERIMENT_NAME", "EXPERIMENT_ID"):  # of another store
+        os.environ.pop(f"MLFLOW_{name}", None)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")

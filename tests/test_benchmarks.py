@@ -2,15 +2,15 @@
 
 import json
 import runpy
-import subprocess
 import sys
+import time
 from argparse import Namespace
 
 import optuna
 import pytest
 import torch
 
-from benchmarks import training
+from benchmarks import search, training
 from benchmarks.baselines import Found, Terms, plain
 from benchmarks.setting import Kept, finish
 from netprune.compute import Format
@@ -47,6 +47,24 @@ def test_benchmark_of_a_dataset_that_is_not_there_ends_in_one_sentence(name, siz
 @pytest.mark.parametrize("option", ["--seeds", "--trials", "--confirm-most", "--workers"])
 def test_search_of_none_ends_in_one_sentence(option, monkeypatch):
     assert ending(monkeypatch, "search", option, 0) == f"Error: {option} is 0; it must be at least 1."
+
+
+def test_search_of_which_one_measurement_fails_keeps_what_had_begun_and_leaves_the_rest(monkeypatch):
+    begun = []
+
+    def apart(options, method, seed):
+        begun.append(seed)
+        if seed == 0:
+            raise InputError("no memory: take fewer workers.")
+        time.sleep(0.2)
+        return {"seed": seed}
+
+    monkeypatch.setattr(search, "_apart", apart)
+    kept = []
+    with pytest.raises(InputError, match="fewer workers"):
+        kept.extend(search._measured(Namespace(workers=2), [("ours", seed) for seed in range(12)]))
+    assert 1 < len(begun) < 12
+    assert {name for name, _ in kept} == {f"ours|{seed}" for seed in begun if seed}
 
 
 def test_kept_results_are_there_again_for_the_same_measurement_and_more_seeds(tmp_path):
@@ -107,26 +125,6 @@ def test_plain_optuna_with_two_floors_knows_what_it_has_tried_and_tries_nothing_
     first, second = ([trial.params for trial in study.trials] for study in studies)
     assert (first, second) == (made[:6], made)
     assert [trial.value for trial in studies[1].trials] == [one.size_bytes for one in found]
-
-
-SEARCHED = (
-    *("--width", "4", "--seeds", "1", "--max-drop", "60", "--trials", "2", "--finetune-epochs", "0.25"),
-    *("--confirm-epochs", "0.25", "--confirm-most", "1", "--methods", "ours", "bisected uniform", "--workers", "2"),
-)
-
-
-@pytest.mark.slow
-def test_search_by_two_processes_measures_each_method_once_and_says_how_they_compare(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.search", *SEARCHED, "--kept", tmp_path / "kept.json"]
-    first, again = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2))
-    kept = json.loads((tmp_path / "kept.json").read_text())["results"]
-    assert kept.keys() == {"ours|0", "bisected uniform|0"}
-    assert {one["trial epochs"] for one in kept.values()} == {0.5}
-    (ours,), (bisected,) = (kept[name]["bytes"] for name in ("ours|0", "bisected uniform|0"))
-    assert f"figure: {bisected / ours:.3g} times the confirmed bytes of ours in the best baseline" in first.stdout
-    assert first.stdout.endswith(again.stdout)
-    assert "confirm trial" in first.stderr
-    assert "confirm trial" not in again.stderr
 
 
 @pytest.mark.parametrize(("number", "lines"), [(1.25, ["figure: 1.25 times"]), (None, [])])

@@ -310,15 +310,18 @@ def test_benchmark_scan_quick_ends_with_its_figure(tmp_path):
 
 
 @pytest.mark.slow
-def test_benchmark_search_of_three_methods_ends_with_its_figure_and_keeps_single_results(tmp_path):
+def test_benchmark_search_by_two_processes_ends_with_its_figure_and_keeps_single_results(tmp_path):
     size = ["--quick", "--width", "2", "--trials", "3"]
     budget = ["--max-drop", "40", "--finetune-epochs", "0.5", "--confirm-epochs", "0.5", "--values", "int8"]
     files = {name: tmp_path / f"{name}.json" for name in ("json", "kept")}
     where = ["--data-dir", str(tmp_path), *(f"--{name}={path}" for name, path in files.items())]
     methods = ["ours", "bisected erk", "plain optuna"]
-    done = benchmark("search", *size, *budget, *where, "--methods", *methods)
+    command = ("search", *size, *budget, *where, "--workers", "2", "--methods", *methods)
+    done, again = benchmark(*command), benchmark(*command)
     assert done.returncode == 0, done.stderr
-    results = json.loads(files["kept"].read_text())
+    assert again.stderr == ""
+    assert done.stdout.endswith(again.stdout)
+    results = json.loads(files["kept"].read_text())["results"]
     assert results.keys() == {f"{method}|0" for method in methods}
     for one in results.values():
         assert one["trial epochs"] == pytest.approx(1.5, abs=0.5)
