@@ -291,10 +291,10 @@ def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--seeds", type=int, help="of everything (default 3, quick 1)")
     made.add_argument("--first-seed", type=int, default=0, help="the others follow it (default 0)")
-    made.add_argument("--max-drop", type=float, nargs="+", default=[0.5, 2.0], help="points (default 0.5 2)")
-    made.add_argument("--trials", type=int, help="of each method (default 12, quick 8)")
+    made.add_argument("--max-drop", type=float, nargs="+", help="points (default 0.5 2, quick 2)")
+    made.add_argument("--trials", type=int, help="of each method (default 12, quick 4)")
     made.add_argument("--finetune-epochs", type=float, help="of a trial (default 0.2, quick 0.1)")
-    made.add_argument("--confirm-epochs", type=float, help="of a candidate, with each seed (default 0.5, quick 0.3)")
+    made.add_argument("--confirm-epochs", type=float, help="of a candidate, with each seed (default 0.5, quick 0.2)")
     made.add_argument("--confirm-most", type=int, help="finetunings of candidates a floor (default 5, quick 1)")
     made.add_argument("--batch-size", type=int, default=64, help="images a step (default 64)")
     made.add_argument("--values", default="fp32", help="as the search has it (default fp32)")
@@ -302,20 +302,23 @@ def _options() -> argparse.Namespace:
     made.add_argument("--precision", default="auto", choices=PRECISIONS, help="of the finetuning (default auto)")
     made.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="default: all")
     made.add_argument(
-        "--workers", type=int, default=1, help="measured at once, each with its share of the cores (default 1)"
+        "--workers", type=int, help="measured at once, each with its share of the cores (default 1; on a CPU 1 a core)"
     )
     made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")
     options = made.parse_args()
     usual = {
         "seeds": (3, 1),
-        "trials": (12, 8),
+        "max_drop": ([0.5, 2.0], [2.0]),
+        "trials": (12, 4),
         "finetune_epochs": (0.2, 0.1),
-        "confirm_epochs": (0.5, 0.3),
+        "confirm_epochs": (0.5, 0.2),
         "confirm_most": (5, 1),
     }
     for name, values in usual.items():
         if getattr(options, name) is None:
             setattr(options, name, values[options.quick])
+    if options.workers is None:
+        options.workers = torch.get_num_threads() if options.device == "cpu" else 1
     for name in ("seeds", "trials", "confirm_most", "workers"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1.")
