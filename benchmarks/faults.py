@@ -29,10 +29,11 @@ from netprune.models import Architecture, build_model
 from netprune.packing import header_for
 from netprune.scanner import ScanConfig
 from sweeps import tracking
+from sweeps.stages.data import DataRequest
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.source import Source
 from sweeps.storage import open_storage
 from sweeps.store import open_store
 

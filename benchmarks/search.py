@@ -50,10 +50,11 @@ from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
 from sweeps.stages.confirming import confirm
 from sweeps.stages.contest import FRESH, Confirmation, Confirmed, Contest
+from sweeps.stages.data import DataRequest
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.source import Source
 from sweeps.stages.starting import Start, artifact_of
 from sweeps.store import open_store
 from sweeps.table import trial_name

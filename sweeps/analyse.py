@@ -9,7 +9,8 @@ import click
 from sweeps.command import command
 from sweeps.options import data_options, source_options
 from sweeps.stages.analysis import ALLOCATIONS, run_analysis, size_table
-from sweeps.stages.source import DataRequest, SourceRequest, open_source
+from sweeps.stages.data import DataRequest
+from sweeps.stages.source import SourceRequest, open_source
 from sweeps.store import where_to_look
 
 

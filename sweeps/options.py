@@ -13,7 +13,7 @@ from netprune.models import MODELS
 from netprune.saliency import SALIENCIES
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES
-from sweeps.stages.source import AUTO, DEFAULT_DATA_DIR
+from sweeps.stages.data import AUTO, DEFAULT_DATA_DIR
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

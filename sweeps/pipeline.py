@@ -9,10 +9,11 @@ import click
 from netprune.recipes import TrainConfig
 from sweeps.command import command
 from sweeps.options import bounds_options, data_options, network_option, storage_option
+from sweeps.stages.data import DataRequest
 from sweeps.stages.pipeline import run_pipeline
 from sweeps.stages.registering import registered_lines, summary_table
 from sweeps.stages.request import SearchRequest
-from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.stages.source import SourceRequest
 from sweeps.stages.training import TrainRequest
 from sweeps.store import where_to_look
 

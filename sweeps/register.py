@@ -8,8 +8,8 @@ import click
 
 from sweeps.command import command
 from sweeps.options import OF_A_STUDY, data_options, own_option, study_option
+from sweeps.stages.data import DataRequest
 from sweeps.stages.registering import registered_lines, run_register, summary_table
-from sweeps.stages.source import DataRequest
 from sweeps.store import where_to_look
 
 

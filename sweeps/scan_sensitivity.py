@@ -12,9 +12,10 @@ from netprune.curves import fit
 from netprune.sensitivity import LayerCurve, Sensitivity
 from sweeps.command import command
 from sweeps.options import data_options, scan_options, source_options
+from sweeps.stages.data import DataRequest
 from sweeps.stages.repeating import first_search_command
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest, part_way, run_scan
-from sweeps.stages.source import DataRequest, SourceRequest, open_source
+from sweeps.stages.source import SourceRequest, open_source
 from sweeps.table import count, percent, table
 
 DAMAGES = (0.02, 0.1, 0.5)

@@ -17,10 +17,11 @@ from sweeps.options import (
     storage_option,
 )
 from sweeps.stages.confirming import seeded
+from sweeps.stages.data import AUTO, DataRequest
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS, ScanRequest
 from sweeps.stages.searching import SearchOutcome, run_search
-from sweeps.stages.source import AUTO, DataRequest, SourceRequest, open_source
+from sweeps.stages.source import SourceRequest, open_source
 from sweeps.table import count, percent
 
 NAMES = (

@@ -11,7 +11,8 @@ from netprune.precision import Precision
 from netprune.recipes import RECIPES
 from sweeps.command import team_command
 from sweeps.options import AutoOr, data_options, model_options, model_words
-from sweeps.stages.source import AUTO, DataRequest, SourceRequest
+from sweeps.stages.data import AUTO, DataRequest
+from sweeps.stages.source import SourceRequest
 from sweeps.stages.training import NEWEST, TrainRequest, assist_training, run_training
 from sweeps.table import percent
 

@@ -10,10 +10,10 @@ from typing import Any
 import mlflow
 
 from netprune.scanner import ScanConfig
+from sweeps.stages.data import DataRequest
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest
 
 SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
 REQUEST = SearchRequest(

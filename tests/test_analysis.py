@@ -12,7 +12,8 @@ from netprune.packing import PackedModel, pack
 from netprune.size import measure_size
 from sweeps import artifacts
 from sweeps.stages.analysis import run_analysis, size_table
-from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.data import DataRequest
+from sweeps.stages.source import Source
 from sweeps.stages.standing import Shown, layer_rows
 
 

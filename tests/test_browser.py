@@ -14,12 +14,13 @@ from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
 from netprune.training import train
 from sweeps.page import render
+from sweeps.stages.data import DataRequest
 from sweeps.stages.registering import run_register
 from sweeps.stages.reporting import PAGE, run_report
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.source import Source
 from sweeps.store import open_store
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(missing()), reason=missing())]

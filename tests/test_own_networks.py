@@ -17,13 +17,14 @@ from netprune.errors import InputError
 from netprune.scanner import ScanConfig
 from sweeps import analyse, export, pipeline, registry, scan_sensitivity, search_sparsity, tracking
 from sweeps import train as train_command
+from sweeps.stages.data import DataRequest
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import search_command
 from sweeps.stages.reporting import run_report
 from sweeps.stages.request import SearchRequest, study_name
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.stages.source import SourceRequest
 from sweeps.stages.studies import find_study
 
 OWN = "mynet:network"

@@ -10,7 +10,7 @@ from torch import nn
 from netprune import recording
 from netprune.models import Architecture, build_model
 from netprune.recording import RECORDED_AFTER, Recorded, recordable
-from sweeps.stages.source import find_device
+from sweeps.stages.data import find_device
 
 ONE, OTHER = (4, 3, 2, 2), (3, 3, 2, 2)
 

@@ -24,6 +24,7 @@ from sweeps.stages import comparing, drawing, pipeline, searching, trials
 from sweeps.stages import reporting as stage
 from sweeps.stages.candidates import OPEN
 from sweeps.stages.contest import Confirmed
+from sweeps.stages.data import DataRequest
 from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import first_search_command, register_command, repeat, search_command
@@ -31,7 +32,7 @@ from sweeps.stages.reporting import PAGE, run_report
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import SCANNED, run_scan
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.stages.source import SourceRequest
 from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.studies import FoundStudy, _winner, find_study
 from sweeps.stages.training import TrainRequest

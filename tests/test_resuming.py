@@ -14,7 +14,8 @@ from netprune.recipes import TrainConfig
 from netprune.training import train
 from sweeps import registry, tracking
 from sweeps.stages import training
-from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.stages.data import DataRequest
+from sweeps.stages.source import SourceRequest
 from sweeps.stages.training import NEWEST, TrainRequest, run_training
 
 REQUEST = TrainRequest(

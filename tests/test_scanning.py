@@ -17,8 +17,9 @@ from netprune.scanner import ScanConfig
 from netprune.sensitivity import Sensitivity
 from sweeps.scan_sensitivity import damage_table
 from sweeps.stages import scanning
+from sweeps.stages.data import DataRequest
 from sweeps.stages.scanning import ScanRequest, part_way, run_scan
-from sweeps.stages.source import DataRequest, Source
+from sweeps.stages.source import Source
 
 FEW = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
 

@@ -9,7 +9,8 @@ from netprune.errors import InputError
 from netprune.packing import pack
 from sweeps import registry, tracking
 from sweeps.stages import source as stage
-from sweeps.stages.source import AUTO, DEFAULT_DATA_DIR, DataRequest, SourceRequest, open_source
+from sweeps.stages.data import AUTO, DEFAULT_DATA_DIR, DataRequest
+from sweeps.stages.source import SourceRequest, open_source
 
 TRAINED_ON = {"dataset": "tiny", "data_dir": "/then"}
 

@@ -15,7 +15,8 @@ from netprune.models import Architecture, build_model
 from netprune.recipes import recipe
 from netprune.training import train as train_alone
 from sweeps import report, train
-from sweeps.stages.source import DataRequest, SourceRequest, agreed
+from sweeps.stages.data import DataRequest, agreed
+from sweeps.stages.source import SourceRequest
 from sweeps.stages.training import TrainRequest, run_training
 
 TORCHRUN = [

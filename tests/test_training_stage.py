@@ -9,7 +9,8 @@ from netprune.evaluation import evaluate
 from netprune.recipes import TrainConfig
 from sweeps import registry, tracking
 from sweeps.stages import training
-from sweeps.stages.source import DataRequest, SourceRequest
+from sweeps.stages.data import DataRequest
+from sweeps.stages.source import SourceRequest
 from sweeps.stages.training import TrainRequest, run_training
 
 REQUEST = TrainRequest(

@@ -15,7 +15,7 @@ from netprune.evaluation import confusion, predict
 from netprune.packing import PackedModel
 from sweeps.findings import Comparison, Example
 from sweeps.progress import report
-from sweeps.stages.source import AUTO, DataRequest
+from sweeps.stages.data import AUTO, DataRequest
 from sweeps.stages.studies import FoundStudy, open_study_data
 from sweeps.table import count
 

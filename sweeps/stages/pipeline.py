@@ -8,11 +8,12 @@ from pathlib import Path
 from netprune.errors import InputError
 from sweeps import tracking
 from sweeps.progress import report
+from sweeps.stages.data import AUTO, DataRequest
 from sweeps.stages.registering import RegisterOutcome, run_register
 from sweeps.stages.reporting import Report, run_report
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.searching import run_search
-from sweeps.stages.source import AUTO, DataRequest, open_source
+from sweeps.stages.source import open_source
 from sweeps.stages.training import TrainRequest, run_training
 
 

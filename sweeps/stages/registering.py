@@ -12,8 +12,8 @@ from netprune.packing import PackedModel, pack
 from netprune.size import measure_size
 from sweeps import artifacts, registry, tracking
 from sweeps.inputs import log_data
+from sweeps.stages.data import DataRequest
 from sweeps.stages.describing import study_note, version_note
-from sweeps.stages.source import DataRequest
 from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.studies import DENSE, FoundStudy, Winner, find_study, open_study_data
 from sweeps.table import count, percent, table

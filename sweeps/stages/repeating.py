@@ -10,9 +10,10 @@ from netprune.errors import InputError
 from netprune.recipes import RECIPES, recipe
 from sweeps import tracking
 from sweeps.findings import Repeat, Step
+from sweeps.stages.data import DATA_OPTIONS
 from sweeps.stages.request import NO_DROP, SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS
-from sweeps.stages.source import DATA_OPTIONS, Source
+from sweeps.stages.source import Source
 from sweeps.stages.studies import FoundStudy
 
 VERSION, COMMIT = "version.", "mlflow.source.git.commit"

@@ -17,8 +17,8 @@ from sweeps import artifacts, registry, tracking
 from sweeps.inputs import check_data
 from sweeps.stages.confirming import CONFIRMED_FILE
 from sweeps.stages.contest import Confirmed
+from sweeps.stages.data import AUTO, DataRequest, open_data
 from sweeps.stages.longer import SEED
-from sweeps.stages.source import AUTO, DataRequest, open_data
 from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.trials import DENSE_FILE
 from sweeps.table import count, percent, trial_name

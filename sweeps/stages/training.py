@@ -27,7 +27,8 @@ from netprune.training import train
 from sweeps import artifacts, interrupts, registry, tracking
 from sweeps.inputs import check_data, log_data
 from sweeps.progress import Progress, duration, report
-from sweeps.stages.source import DataRequest, SourceRequest, check_model, new_network, open_data, short_name
+from sweeps.stages.data import DataRequest, open_data
+from sweeps.stages.source import SourceRequest, check_model, new_network, short_name
 from sweeps.table import percent
 
 LAST, BEST = "last.pt", "best.pt"
