@@ -269,7 +269,7 @@ def confirmed_of(monkeypatch, measure, candidates, floors, *, attempts=(), most=
 def test_candidate_given_up_after_one_seed_wins_no_floor(monkeypatch):
     floors = (0.8338, 0.8188)
     given_up = Attempt(
-        trial=0, floor=floors[0], epochs=0.5, seeds=SEEDS, accuracy=0.828, lower=0.0, run_id="r", trained=0.0
+        trial=0, floor=floors[0], epochs=10.0, seeds=SEEDS, accuracy=0.828, lower=0.0, run_id="r", trained=0.0
     )
     won, _ = confirmed_of(
         monkeypatch,
@@ -306,6 +306,35 @@ def test_confirm_once_one_is_accepted_finetunes_a_smaller_near_one_once_more(mon
     assert winner.trial == won
     assert [(one.trial, one.turn) for one in kept] == made
     assert [one.seeds for one in kept if one.turn] == [(FRESH + 2, FRESH + 3)] * (most - 2)
+
+
+def test_confirm_of_one_given_up_by_a_stricter_floor_is_its_first_turn_still(monkeypatch):
+    given_up = Attempt(
+        trial=0, floor=0.8338, epochs=10.0, seeds=SEEDS, accuracy=0.828, lower=0.0, run_id="r", trained=0.0
+    )
+    asked = []
+
+    def measure(number, earlier):
+        asked.append(earlier)
+        return came_to(number, (0.828,) if len(asked) == 1 else (0.828, 0.83), 0.82)
+
+    one = (Candidate(0, 100, 0.82, 0.86),)
+    (_, won), kept = confirmed_of(monkeypatch, measure, one, (0.8338, 0.8), attempts=[given_up])
+    assert won.accuracies == (0.828, 0.83)
+    assert asked == [0, 0]
+    assert [attempt.turn for attempt in kept] == [0, 0]
+
+
+def test_confirm_early_finetunes_no_candidate_once_more(monkeypatch):
+    monkeypatch.setattr(confirming, "confirm", lambda *given: confirming.probe(*given, 0.8338) or {})
+    attempt = Attempt(
+        trial=0, floor=0.8338, epochs=10.0, seeds=SEEDS, accuracy=0.8415, lower=0.8325, run_id="r", trained=0.0
+    )
+    one = (Candidate(0, 100, 0.84, 0.86),)
+    _, kept = confirmed_of(
+        monkeypatch, lambda n, _: came_to(n, (0.8415, 0.8415), 0.8325), one, (0.8338,), attempts=[attempt]
+    )
+    assert kept == [attempt]
 
 
 def test_confirm_while_none_is_accepted_tries_all_and_the_nearest_once_more_as_often_as_is_allowed(monkeypatch):
