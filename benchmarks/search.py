@@ -319,7 +319,8 @@ def _options() -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, values[options.quick])
     if options.workers is None:
-        options.workers = torch.get_num_threads() if options.device == "cpu" else 1
+        measurements = max(1, options.seeds * len(options.methods))
+        options.workers = min(torch.get_num_threads(), measurements) if options.device == "cpu" else 1
     for name in ("seeds", "trials", "confirm_most", "workers"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1.")

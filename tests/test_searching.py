@@ -338,8 +338,12 @@ def test_confirm_early_finetunes_no_candidate_once_more(monkeypatch):
 
 
 def test_confirm_while_none_is_accepted_tries_all_and_the_nearest_once_more_as_often_as_is_allowed(monkeypatch):
+    def measure(number, earlier):
+        assert earlier < 5, "it would go on for ever"
+        return came_to(number, (0.8415, 0.8415), 0.8325)
+
     candidates = tuple(Candidate(i, 100 * (i + 1), 0.84, 0.86) for i in range(2))
-    (none,), kept = confirmed_of(monkeypatch, lambda n, _: came_to(n, (0.8415, 0.8415), 0.8325), candidates, (0.8338,))
+    (none,), kept = confirmed_of(monkeypatch, measure, candidates, (0.8338,))
     assert none is None
     assert [(one.trial, one.turn) for one in kept] == [(0, 0), (1, 0), (0, 1), (0, 2)]
 

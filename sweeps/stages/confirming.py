@@ -115,7 +115,7 @@ class _Arena:
 
     def _next(self, floor: float, *, again: bool = True) -> int | None:
         bounds, turns = self._bounds(floor), self.turns[floor]
-        # of those once more alone, too: new ones are never left out while none is accepted, so they need no end
+        # while none is accepted the limit is of those once more alone: new ones come to an end by themselves
         may = again and self.how.config.finetune is not None and sum(map(bool, turns)) < self.how.most
         return next_candidate(
             self._candidates,
