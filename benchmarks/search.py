@@ -6,7 +6,9 @@ confirmation needs, a part of its trials for each floor, and spends what is left
 confirmation which fails has a next one to take; `plain optuna` is TPE over raw per-layer sparsities with the floor as a
 constraint. Ours may stop trials early, and spends what that saves on more trials; its trials and confirmations go on
 from whichever of its networks has least left to recover; the others' trials from the dense network, and their
-confirmations from the trial's. What nothing is confirmed for counts as the dense file.
+confirmations from the trial's. What nothing is confirmed for counts as the dense file. Test is read once for each
+confirmed network and decides nothing: all are chosen for their validation accuracy, and test says how much of it is
+luck.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -40,7 +43,7 @@ from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
-from netprune.packing import header_for, pack
+from netprune.packing import header_for, pack, unpack
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
@@ -55,7 +58,7 @@ from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import Source
-from sweeps.stages.starting import Start, artifact_of
+from sweeps.stages.starting import PACKED_FILE, Start, artifact_of
 from sweeps.store import open_store
 from sweeps.table import trial_name
 
@@ -165,8 +168,15 @@ class Bench:
         )
         return {one.floor: one.confirmed for one in run_search(self.source, request).floors}
 
+    def test_accuracy(self, won: Confirmed) -> float:
+        """Of the file that ships."""
+        data = artifacts.read_artifact(won.run_id, PACKED_FILE)
+        shipped = unpack(data, lambda _: copy.deepcopy(self.setting.model), max_bytes=sys.maxsize).model  # our own
+        return evaluate(shipped.to(self.options.device), self.setting.dataset.test, self.setting.dataset).accuracy
+
     def measure(self, method: str, seed: int) -> dict[str, Any]:
-        """Confirmed bytes by floor (the dense file's where there are none), and what epochs and seconds it took."""
+        """Confirmed bytes (the dense file's where there are none) and accuracies by floor, and what epochs and seconds
+        they took."""
         terms, name = self.terms(seed), f"{method} {seed}"
         begun = time.perf_counter()
         if method == OURS:
@@ -181,6 +191,8 @@ class Bench:
             "bytes": [won.size_bytes if won else self.dense_bytes for won in winners.values()],
             "confirmed": [won is not None for won in winners.values()],
             "lower": [won.lower if won else None for won in winners.values()],
+            "val": [won.accuracy if won else None for won in winners.values()],
+            "test": [self.test_accuracy(won) if won else None for won in winners.values()],
             "trial epochs": spent,
             "confirm epochs": sum(one.metrics["finetune_epochs"] for one in _runs(name, "confirm")),
             "seconds": time.perf_counter() - begun,
@@ -261,15 +273,23 @@ def _print(table: dict[str, list[dict[str, Any]]], bench: Bench, options: argpar
             none = sum(not one["confirmed"][i] for one in runs)
             spread = np.std(sizes, ddof=1) if len(sizes) > 1 else 0.0
             cells.append(f"{np.mean(sizes):,.0f} ± {spread:,.0f}" + (f" ({none} none)" if none else ""))
+            cells.append(", ".join(_mean_percent([one[what][i] for one in runs]) for what in ("val", "test")))
         epochs = [f"{np.mean([one[what] for one in runs]):.2f}" for what in ("trial epochs", "confirm epochs")]
         rows.append([method, *cells, *epochs])
-    print_table(["method", *(f"bytes at {drop:g} points" for drop in drops), "trial epochs", "confirm epochs"], rows)
+    columns = [text for drop in drops for text in (f"bytes at {drop:g} points", "val, test")]
+    print_table(["method", *columns, "trial epochs", "confirm epochs"], rows)
+    dense_test = evaluate(bench.setting.model, bench.setting.dataset.test, bench.setting.dataset).accuracy
     print(
         f"confirmed bytes, mean ± std over {options.seeds} seeds from {options.first_seed} on; "
-        f"dense {bench.dense_bytes:,} bytes, {100 * bench.dense_accuracy:.2f} %; "
+        f"dense {bench.dense_bytes:,} bytes, {100 * bench.dense_accuracy:.2f} %, test {100 * dense_test:.2f} %; "
         f"a trial is {options.finetune_epochs:g} epochs, a confirmation {options.confirm_epochs:g} twice; "
         f"none: counted as the dense file"
     )
+
+
+def _mean_percent(accuracies: Sequence[float | None]) -> str:
+    known = [one for one in accuracies if one is not None]
+    return f"{100 * np.mean(known):.2f} %" if known else "none"
 
 
 @contextmanager

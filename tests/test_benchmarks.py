@@ -12,11 +12,15 @@ import torch
 
 from benchmarks import search, training
 from benchmarks.baselines import Found, Terms, plain
-from benchmarks.setting import Kept, finish
+from benchmarks.setting import Kept, Setting, finish
 from netprune.compute import Format
 from netprune.errors import InputError
+from netprune.evaluation import evaluate
+from netprune.packing import unpack
 from netprune.pruning import finetuning
 from netprune.recipes import TrainConfig
+from sweeps import artifacts
+from sweeps.stages.starting import PACKED_FILE
 
 
 def ending(monkeypatch, name, *arguments):
@@ -65,6 +69,22 @@ def test_search_of_which_one_measurement_fails_keeps_what_had_begun_and_leaves_t
         kept.extend(search._measured(Namespace(workers=2), [("ours", seed) for seed in range(12)]))
     assert 1 < len(begun) < 12
     assert {name for name, _ in kept} == {f"ours|{seed}" for seed in begun if seed}
+
+
+def test_search_tests_the_files_it_confirmed_and_nothing_where_none_is(source, monkeypatch):
+    budget = {"max_drop": [0.0, 45.0], "trials": 2, "finetune_epochs": 1.0, "confirm_epochs": 1.0, "confirm_most": 1}
+    how = {"width": 2, "dataset": "tiny", "data_dir": "", "device": "cpu", "weights": "", "batch_size": 16}
+    options = Namespace(**budget, **how, values="int8", precision="fp32")
+    bench = search.Bench(Setting(source.model, source.dataset, options), options)
+    found = bench.measure("bisected erk", 0)
+    assert found["confirmed"] == [False, True]
+    runs = search._runs("bisected erk 0", "confirm")
+    won = [run.run_id for run in runs if run.metrics["packed_bytes"] == found["bytes"][1]]
+    shipped = [unpack(artifacts.read_artifact(run_id, PACKED_FILE)).model for run_id in won]
+    accuracies = [evaluate(model, source.dataset.test, source.dataset).accuracy for model in shipped]
+    assert found["test"][0] is found["val"][0] is None
+    assert [found["test"][1]] == accuracies
+    assert found["val"][1] != found["test"][1]
 
 
 def test_kept_results_are_there_again_for_the_same_measurement_and_more_seeds(tmp_path):

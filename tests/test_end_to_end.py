@@ -328,6 +328,8 @@ def test_benchmark_search_by_two_processes_ends_with_its_figure_and_keeps_single
         assert one["confirm epochs"] > 0
     dense = int(done.stdout.split("; dense ")[1].split(" bytes")[0].replace(",", ""))
     assert all((one["bytes"][0] < dense) == one["confirmed"][0] for one in results.values())
+    assert all((one["test"][0] is not None) == one["confirmed"][0] for one in results.values())
+    assert f"{100 * results['ours|0']['val'][0]:.2f} %, {100 * results['ours|0']['test'][0]:.2f} %" in done.stdout
     assert results["ours|0"]["confirmed"] == [True]
     (ours, *others) = (results[f"{method}|0"]["bytes"][0] for method in methods)
     figure = json.loads(files["json"].read_text())["figure"]
