@@ -21,8 +21,10 @@ def average(networks: Sequence[nn.Module]) -> nn.Module:
         networks: at least one; of one class, with equal names and shapes.
     """
     made, states = copy.deepcopy(networks[0]), [network.state_dict() for network in networks]
-    mean = {
-        name: torch.stack([state[name] for state in states]).mean(dim=0) if first.is_floating_point() else first
+    mean = {  # divided first: the sum of large numbers, such as an attention's mask, would be infinite
+        name: torch.stack([state[name] / len(states) for state in states]).sum(dim=0)
+        if first.is_floating_point()
+        else first
         for name, first in states[0].items()
     }
     made.load_state_dict(mean)

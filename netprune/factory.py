@@ -31,6 +31,8 @@ from netprune.packing import Builder, PackedHeader, plain_state
 EXAMPLE = "mynet:network"
 TRIED = 2
 """Images that a new network is tried on."""
+SHAKEN = 0.1
+"""By how much of their mean size its parameters are changed before its state dict is held to be all there is."""
 SAME = 1e-5
 """Of the largest output: by so much two networks of the same weights may differ, which round in another order."""
 
@@ -169,12 +171,26 @@ def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> 
 def _check_state(network: nn.Module, other: nn.Module, name: str, image_size: int) -> None:
     """Refuse a network whose outputs depend on more than its state dict: its file would load as another network.
 
+    It is looked at as a training would leave it: with other values in every parameter, for zeros hide what they are
+    multiplied by, and after a pass in train mode, which is when some keep statistics of their own.
+
     Args:
-        network: to be checked.
+        network: to be checked; left as it is.
         other: made as it was, with other first weights; it gets the network's.
         name: of the function that made both.
         image_size: in pixels.
     """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(TRIED, 3, image_size, image_size, generator=generator)
+    network = copy.deepcopy(network).train()
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(noise, alpha=SHAKEN * (float(parameter.abs().mean()) or 1.0))
+    try:
+        network(images.to(_device(network)))
+    except Exception as error:
+        raise InputError(f"{name} fails on random images in train mode ({_said(error)}): mend it.") from error
     try:
         other.load_state_dict(copy.deepcopy(network.state_dict()))
     except Exception as error:
@@ -182,7 +198,6 @@ def _check_state(network: nn.Module, other: nn.Module, name: str, image_size: in
             f"{name} does not build one and the same network each time it is called, so that a file of one cannot be "
             f"loaded: {_said(error)}."
         ) from error
-    images = torch.rand(TRIED, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     first, again, loaded = (_outputs(one, images) for one in (network, network, other))
     if not torch.equal(first, again):
         return  # by chance of its own, and nothing can be told by its outputs
@@ -196,17 +211,19 @@ def _check_state(network: nn.Module, other: nn.Module, name: str, image_size: in
 
 def _outputs(network: nn.Module, images: Tensor) -> Tensor:
     """In eval mode, on the CPU, with the same draws from torch's generator each time."""
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     torch.manual_seed(0)
     with eval_mode(network):
-        outputs: Tensor = network(images.to(device))
+        outputs: Tensor = network(images.to(_device(network)))
     return outputs.cpu()
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
 
 
 @torch.no_grad()
 def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> None:
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    images = torch.zeros(TRIED, 3, image_size, image_size, device=device)
+    images = torch.zeros(TRIED, 3, image_size, image_size, device=_device(network))
     try:
         outputs = network(images)
     except Exception as error:  # the user's own code

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,26 +49,39 @@ def copy_whole(source: str | Path, target: str | Path) -> None:
     Raises:
         InputError: if it cannot be read or written.
     """
-    with _replacing(Path(target)) as file, Path(source).open("rb") as original:
+    with _opened(Path(source)) as original, _replacing(Path(target)) as file:
         shutil.copyfileobj(original, file, CHUNK)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place once it is on the disk."""
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    # not by the process's number, which is that of others in other containers
+    scratch = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with scratch.open("wb") as file:
+        with scratch.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        _remove(scratch)
         raise InputError(f"cannot write {path}: {error.strerror}.") from None
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        _remove(scratch)
         raise
+
+
+def _remove(scratch: Path) -> None:
+    with suppress(OSError):  # what kept it from being written may keep it from being removed, or it is not there
+        scratch.unlink()
 
 
 @contextmanager

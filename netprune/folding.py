@@ -37,10 +37,14 @@ def _foldable(model: nn.Module, training: bool) -> set[tuple[str, str]]:
     """Names of convolutions, each with the name of its normalisation, as a trace in that mode has them."""
     probe, tracer = copy.deepcopy(model).train(training), fx.Tracer()  # a copy: what runs may keep what it is given
     tracer.proxy_buffer_attributes = True  # so that the graph says who reads a running mean
+    named = (*probe.named_parameters(remove_duplicate=False), *probe.named_buffers(remove_duplicate=False))
+    own = {name for name, _ in named}
     try:
         graph = tracer.trace(probe)
     except Exception:  # torch.fx raises what the model's own code trips over
         return set()
+    if any(node.op == "get_attr" and str(node.target) not in own for node in graph.nodes):
+        return set()  # a tensor by another way than its name: it may be any bias
     called = [probe.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"]
     read = [functools.reduce(getattr, str(n.target).split("."), probe) for n in graph.nodes if n.op == "get_attr"]
     held = [t for module in probe.modules() for t in (*module.parameters(False), *module.buffers(False))]

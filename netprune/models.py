@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from netprune.errors import InputError
 
 StateDict = Mapping[str, Tensor]
+WITHOUT_VALUES = "build it without extra state, on a device, and give it a batch first if its layers are lazy."
+"""The mend for a state that holds something else than values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,9 +154,15 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def state_digest(state: StateDict) -> str:
-    """The same of a state dict."""
+    """The same of a state dict.
+
+    Raises:
+        InputError: if it holds something else than tensors with values.
+    """
     sha = hashlib.sha256()
     for name, tensor in sorted(state.items()):
+        if not isinstance(tensor, Tensor) or tensor.is_meta or is_lazy(tensor):
+            raise InputError(f"{name} of the network is no tensor with values: {WITHOUT_VALUES}")
         sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         if tensor.numel():
             sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -197,7 +207,8 @@ def load_weights(model: nn.Module, state: StateDict, *, adapt_head: bool = False
         The names of the tensors that were left as they are (the head's, or none).
 
     Raises:
-        InputError: for missing or unexpected names, shapes that differ, or NaN; it names the layer and both shapes.
+        InputError: for missing or unexpected names, shapes that differ, NaN, or two tensors that are one in the model;
+            it names the layer and both shapes.
     """
     own = model.state_dict()
     differing = differing_head(model, {name: tensor.shape for name, tensor in state.items()})
@@ -210,8 +221,35 @@ def load_weights(model: nn.Module, state: StateDict, *, adapt_head: bool = False
     broken = next((name for name, value in state.items() if value.is_floating_point() and value.isnan().any()), None)
     if broken is not None:
         raise InputError(f"{broken} has a value in the file that is no number: take weights from before they diverged.")
-    model.load_state_dict({name: own[name] if name in differing else state[name] for name in own})
+    loaded = {name: own[name] if name in differing else state[name] for name in own}
+    require_tied(model, loaded)
+    model.load_state_dict(loaded)
     return differing
+
+
+def tied(state: StateDict) -> dict[str, str]:
+    """Name → the first name of the same memory, of those that share one."""
+    owners: dict[tuple[Any, ...], str] = {}
+    shared = {}
+    for name, tensor in state.items():
+        memory = tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device
+        if tensor.numel() and not tensor.is_meta and owners.setdefault(memory, name) != name:
+            shared[name] = owners[memory]
+    return shared
+
+
+def require_tied(model: nn.Module, state: StateDict) -> None:
+    """Refuse different values for what is one tensor in the model: the last one would take the others' place.
+
+    Raises:
+        InputError: naming two of them.
+    """
+    for name, other in tied(model.state_dict()).items():
+        if state_digest({"": state[name]}) != state_digest({"": state[other]}):  # NaN are equal there
+            raise InputError(
+                f"the weights do not fit: {other} and {name} are one tensor in the network and two different ones in "
+                f"the file; build the network without sharing them."
+            )
 
 
 def differing_head(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> list[str]:
@@ -229,9 +267,9 @@ def differing_head(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> lis
     missing, unexpected = sorted(found.keys() - state.keys()), sorted(state.keys() - found.keys())
     if missing or unexpected:
         raise InputError(_names_message(missing, unexpected))
-    extra = next((name for name, value in found.items() if not isinstance(value, Tensor)), None)
+    extra = next((name for name, value in found.items() if not isinstance(value, Tensor) or is_lazy(value)), None)
     if extra is not None:
-        raise InputError(f"{extra} of the network is no tensor, so no weights fit it: build it without extra state.")
+        raise InputError(f"{extra} of the network has no values, so no weights fit it: {WITHOUT_VALUES}")
     own = {name: tuple(tensor.shape) for name, tensor in found.items()}
     differing = [name for name in own if own[name] != state[name]]
     weights = list(prunable_weights(model))
@@ -256,8 +294,8 @@ def _differs_in_classes(own: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 def _names_message(missing: list[str], unexpected: list[str]) -> str:
     parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})")
-    if unexpected:
-        parts.append(f"{len(unexpected)} unknown ({', '.join(unexpected[:3])}{', …' if len(unexpected) > 3 else ''})")
+    for names, what in ((missing, "missing"), (unexpected, "unknown")):
+        if names:  # a file's own may hold what moves a terminal's cursor
+            shown = ", ".join(name if name.isprintable() else repr(name) for name in names[:3])
+            parts.append(f"{len(names)} {what} ({shown}{', …' if len(names) > 3 else ''})")
     return f"the weights are of another network: tensors {' and '.join(parts)}; check model and width."

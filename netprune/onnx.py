@@ -20,7 +20,7 @@ from netprune.packing import PackedModel
 INPUT, OUTPUT = "images", "logits"
 TRIED_BATCHES = (1, 7)
 TOLERANCE = 1e-4
-"""Largest difference allowed between the two runtimes' outputs, relative to the largest output."""
+"""Largest difference allowed between the two runtimes' outputs, relative to the largest output if that is above 1."""
 
 
 class _OnPixels(nn.Module):

@@ -47,6 +47,7 @@ network of the user's own class is built by the reader (`factory` says on whose 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from netprune.container import damaged, seal, unseal
 from netprune.data import Dataset
@@ -61,10 +63,13 @@ from netprune.entropy import DamagedStreamError, Decoder, Encoder
 from netprune.errors import InputError
 from netprune.image_folder import IMAGE_SIZE, LARGEST_SIZE
 from netprune.models import (
+    WITHOUT_VALUES,
     Architecture,
     build_model,
     differing_head,
+    require_tied,
     state_digest,
+    tied,
     weights_digest,
 )
 from netprune.tensors import DTYPE_NAMES, DTYPES, Spec, decode_tensors, encode_tensors, spec
@@ -142,13 +147,11 @@ def pack(model: nn.Module, header: PackedHeader) -> bytes:
     encoder = Encoder()
     encode_tensors(encoder, state)
     described = {
-        **dataclasses.asdict(header),
+        **_described(header),
         "digest": state_digest(state),
         "tensors": [dataclasses.astuple(each) for each in specs],
         "aliases": aliases,
     }
-    if header.image_size == IMAGE_SIZE:
-        del described["image_size"]
     return seal(described, *encoder.finish())
 
 
@@ -199,6 +202,7 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
         raise damaged(error) from None
     state |= {name: state[other] for name, other in aliases.items()}
     if given is not None:
+        require_tied(given, state)
         given.load_state_dict(state)
     else:
         target.load_state_dict(state, assign=True)
@@ -236,28 +240,36 @@ def load(path: str | Path, into: nn.Module | Builder | None = None, *, max_bytes
 
 def plain_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state dict on the CPU with every memory once, and name → name of those that share one."""
-    state: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    owners: dict[tuple[Any, ...], str] = {}
-    for name, tensor in model.state_dict().items():
+    found = model.state_dict()
+    for name, tensor in found.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in DTYPE_NAMES:
             what = f"{tensor.layout}, {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise InputError(f"{name} cannot be packed ({what}): a packed file holds plain dense tensors.")
-        if tensor.is_meta:
-            raise InputError(f"{name} cannot be packed: it has no values (it is on the meta device).")
-        memory = tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
-        if tensor.numel() and memory in owners:
-            aliases[name] = owners[memory]
-        else:
-            owners[memory] = name
-            state[name] = tensor.detach().cpu().contiguous()
-    return state, aliases
+        if tensor.is_meta or is_lazy(tensor):
+            raise InputError(f"{name} cannot be packed: it has no values. Mend: {WITHOUT_VALUES}")
+    aliases = tied(found)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items() if name not in aliases}, aliases
+
+
+def _described(header: PackedHeader) -> dict[str, Any]:
+    """The header as it is written: of plain numbers, and as a reader will take it."""
+    described = dataclasses.asdict(header)
+    described |= {"mean": list(map(float, header.mean)), "std": list(map(float, header.std))}
+    try:
+        _header(described)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the header cannot be packed ({error}): mend it.") from None
+    if header.image_size == IMAGE_SIZE:
+        del described["image_size"]
+    return described
 
 
 def _header(described: Mapping[str, Any]) -> PackedHeader:
     mean, std = tuple(map(float, described["mean"])), tuple(map(float, described["std"]))
     if len(mean) != 3 or len(std) != 3:
         raise ValueError("mean and std need three values each")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise ValueError("its images cannot be normalised by its mean and std")
     architecture = described["architecture"]
     image_size = described.get("image_size", IMAGE_SIZE)
     if type(image_size) is not int or not 1 <= image_size <= LARGEST_SIZE:
@@ -295,6 +307,8 @@ def _aliases(listed: Mapping[str, str], specs: Sequence[Spec]) -> dict[str, str]
 def _require_types(model: nn.Module, named: Mapping[str, Spec]) -> None:
     """Refuse a module that would round what it is given, or give it another number format."""
     for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise InputError(f"{name} of the network given has no values to be replaced: {WITHOUT_VALUES}")
         if tensor.dtype != DTYPES[named[name].dtype]:
             raise InputError(
                 f"the weights do not fit: {name} is {DTYPES[named[name].dtype]} in the file and {tensor.dtype} in the "

@@ -151,7 +151,8 @@ def share_gradients(model: nn.Module, labels: Labels) -> None:
 
 def _means(values: Tensor, index: Tensor) -> Tensor:
     """The mean of the values of each index, and 0 for index 0, the zeros; in double precision."""
-    means = torch.bincount(index, weights=values.double()) / torch.bincount(index).clamp(min=1)
+    counts = torch.bincount(index, minlength=1).clamp(min=1)
+    means = torch.bincount(index, weights=values.double(), minlength=1) / counts
     means[0] = 0.0
     return means.float()
 
@@ -160,18 +161,26 @@ def _round_others(model: nn.Module) -> None:
     fold_biases(model)
     weights = {weight.data_ptr() for weight in prunable_weights(model).values()}  # one may have a second name
     for tensor in model.state_dict().values():
+        if not isinstance(tensor, Tensor):
+            raise InputError("the network's state has more than tensors: build it without extra state.")
         if tensor.data_ptr() not in weights and tensor.is_floating_point():
             tensor.copy_(round_significand(tensor, SIGNIFICANT_BITS))
 
 
 def round_significand(tensor: Tensor, bits: int) -> Tensor:
-    """The nearest fp32 numbers of at most `bits` (1 … 24) significant bits; NaN and infinity stay as they are."""
+    """The nearest numbers of the tensor's type of at most `bits` (1 … 24) significant bits.
+
+    Those that would be infinite are rounded towards zero; NaN and infinity stay as they are.
+    """
     significand, exponent = torch.frexp(tensor)
-    rounded = torch.ldexp(torch.round(significand * 2.0**bits), exponent - bits)
-    return torch.where(tensor.isfinite(), rounded, tensor)
+    scaled = significand * 2.0**bits
+    nearest, below = (torch.ldexp(r, exponent - bits).to(tensor.dtype) for r in (scaled.round(), scaled.trunc()))
+    return torch.where(tensor.isfinite(), torch.where(nearest.isfinite(), nearest, below), tensor)
 
 
 def _int8(weight: Tensor) -> Tensor:
+    if not weight.numel():
+        return weight
     rows = weight.flatten(1)
     # eight significant bits: products with 127 are exact, and the step takes two bytes
     steps = round_significand(rows.abs().amax(1, keepdim=True) / INT8_MAX, SIGNIFICANT_BITS)

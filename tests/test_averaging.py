@@ -42,6 +42,12 @@ def test_average_of_one_network_is_that_network(finetuned):
     assert weights_digest(average(finetuned[:1])) == weights_digest(finetuned[0])
 
 
+def test_average_of_the_largest_numbers_stays_finite(finetuned):
+    for network in finetuned:
+        network.register_buffer("mask", torch.full((3,), torch.finfo(torch.float32).min))
+    assert torch.equal(average(finetuned).mask, finetuned[0].mask)
+
+
 @pytest.mark.parametrize("values", ["fp32", "int8", "codebook:3"])
 def test_average_candidate_is_scored_as_its_file_loads(trained_net, tiny_dataset, tiny_header, finetuned, values):
     config = finetuning(2, batch_size=16, values=Values.parse(values))

@@ -25,7 +25,7 @@ def raises(classes): raise ValueError("no such\\nthing")
 def number(classes): return classes
 def other_outputs(classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, classes + 1))
 def other_size(classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, classes))
-def no_weights(classes): return nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+def no_weights(classes): return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.AvgPool1d(3))
 def normed(classes): return nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(3 * 64, classes)))
 def complex_numbers(classes):
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, classes))
@@ -66,6 +66,35 @@ def attribute(classes): return Features(classes, lambda net, made: setattr(net, 
 def unsaved(classes): return Features(classes, lambda net, made: net.register_buffer("random", made, persistent=False))
 def saved(classes): return Features(classes, lambda net, made: net.register_buffer("random", made))
 def fixed(classes): return Features(classes, lambda net, made: setattr(net, "random", torch.ones_like(made)))
+
+def hidden(classes):
+    net = attribute(classes)
+    nn.init.zeros_(net.fc.weight)
+    return net
+
+class Moving(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.fc, self.moving_mean = nn.Linear(3 * 64, classes), torch.zeros(1, 3 * 64)
+
+    def forward(self, images):
+        x = images.flatten(1)
+        if self.training:
+            self.moving_mean = 0.9 * self.moving_mean + 0.1 * x.mean(0, keepdim=True).detach()
+        return self.fc(x - self.moving_mean)
+
+def moving(classes): return Moving(classes)
+
+class OnZerosOnly(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.fc = nn.Linear(3 * 64, classes)
+
+    def forward(self, images):
+        if self.training and images.any(): raise ValueError("too bright")
+        return self.fc(images.flatten(1))
+
+def on_zeros_only(classes): return OnZerosOnly(classes)
 
 class Noisy(nn.Module):
     def __init__(self, classes, noise):
@@ -156,13 +185,16 @@ def test_find_factory_of_a_module_that_fails_is_one_sentence(own_module, source,
         ("number", r"gave a int: it has to return a torch\.nn\.Module"),
         ("other_outputs", r"gives \(2, 5\) for 2 images and 4 classes; it has to give a tensor of \(2, 4\)"),
         ("other_size", r"fails on images of 8×8 pixels \(RuntimeError: .*take another image_size"),
-        ("no_weights", r"gives \(2, 3\)|nothing to prune"),
+        ("no_weights", r"has no Conv2d and no Linear layer, so there is nothing to prune"),
         ("normed", "is computed from other tensors"),
         ("complex_numbers", r"turn cannot be packed"),
         ("auxiliary", r"gives a tuple for 2 images .* in train mode too"),
         ("expanded", r"cannot load its own state_dict.*\"grid\".*single memory location.*\.clone\(\)"),
         ("attribute", r"tensors that are not in their state_dict.*self\.register_buffer"),
         ("unsaved", r"tensors that are not in their state_dict.*without persistent=False"),
+        ("hidden", r"tensors that are not in their state_dict.*self\.register_buffer"),
+        ("moving", r"tensors that are not in their state_dict.*self\.register_buffer"),
+        ("on_zeros_only", r"fails on random images in train mode \(ValueError: too bright\)"),
         ("never_the_same", r"does not build one and the same network each time"),
         ("alone", r"cannot be copied by copy\.deepcopy.*there is only one"),
     ],

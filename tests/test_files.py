@@ -1,7 +1,9 @@
 """Files that are there whole or not at all."""
 
 import os
+import resource
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -84,15 +86,47 @@ def test_copy_whole_copies_every_byte(tmp_path):
     assert (tmp_path / "a.file").read_bytes() == (tmp_path / "b.file").read_bytes()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here to be full")
-def test_write_whole_on_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch):
+def test_write_whole_of_more_than_may_be_written_leaves_the_old_file_and_says_so(tmp_path):
     path = tmp_path / "a.file"
     path.write_bytes(b"old")
-    scratch = tmp_path / f".a.file-{os.getpid()}"
-    scratch.symlink_to("/dev/full")  # what is written there meets the kernel's own "no space left"
-    with pytest.raises(InputError, match="No space left on device"):
-        write_whole(path, b"new" * 100_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # the kernel's own refusal, in the middle of it
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*a\.file: File too large"):
+            write_whole(path, b"new" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("name", "message"), [("a.file/b.file", "Not a directory"), ("b" * 256, "File name too long")])
+def test_write_whole_to_a_name_that_cannot_be_says_so(tmp_path, name, message):
+    (tmp_path / "a.file").write_bytes(b"old")
+    with pytest.raises(InputError, match=f"cannot write .*: {message}"):
+        write_whole(tmp_path / name, b"new")
+    assert (tmp_path / "a.file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.file"]
+
+
+def test_write_whole_to_the_longest_name_there_is_writes_it(tmp_path):
+    write_whole(tmp_path / ("a" * 255), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a" * 255]
+
+
+def test_write_whole_by_many_at_once_leaves_one_of_their_files_whole(tmp_path):
+    contents = [bytes([letter]) * 1_000_000 for letter in range(8)]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(lambda data: write_whole(tmp_path / "a.file", data), contents))
+    assert (tmp_path / "a.file").read_bytes() in contents
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_copy_whole_of_a_file_that_is_not_there_names_it_and_leaves_the_target(tmp_path):
+    (tmp_path / "b.file").write_bytes(b"old")
+    with pytest.raises(InputError, match=r"cannot read .*a\.file: No such file"):
+        copy_whole(tmp_path / "a.file", tmp_path / "b.file")
+    assert (tmp_path / "b.file").read_bytes() == b"old"
 
 
 def test_copy_whole_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

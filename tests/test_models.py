@@ -223,6 +223,35 @@ def test_load_weights_into_a_network_without_prunable_weights_loads_or_names_the
         load_weights(nn.Conv1d(3, 5, 1), source.state_dict(), adapt_head=True)
 
 
+def test_load_weights_of_two_tensors_into_a_network_where_they_are_one_is_refused_and_changes_nothing():
+    tied, free = (nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)) for _ in range(2))
+    tied[1].weight = tied[0].weight
+    before = weights_digest(tied)
+    with pytest.raises(InputError, match=r"0\.weight and 1\.weight are one tensor in the network and two different"):
+        load_weights(tied, free.state_dict())
+    assert weights_digest(tied) == before
+    free[1].load_state_dict(free[0].state_dict())
+    load_weights(tied, free.state_dict())
+    assert weights_digest(tied) == weights_digest(free)
+
+
+def test_load_weights_of_another_network_names_no_tensor_that_moves_the_terminals_cursor():
+    hostile = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "\x1b[2Jx\n": torch.zeros(1)}
+    with pytest.raises(InputError, match="1 unknown") as refused:
+        load_weights(nn.Linear(2, 2), hostile)
+    assert str(refused.value).isprintable()
+
+
+def test_weights_digest_of_a_network_with_extra_state_or_without_values_is_refused_with_the_mend():
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+    for network in (Extra(2, 2), nn.LazyLinear(2), nn.Linear(2, 2, device="meta")):
+        with pytest.raises(InputError, match="without extra state, on a device, and give it a batch first"):
+            weights_digest(network)
+
+
 def test_load_weights_with_a_value_that_is_no_number_is_refused_naming_the_tensor_and_changes_nothing():
     model, state = net10(), net10(seed=1).state_dict()
     before = weights_digest(model)
@@ -251,7 +280,7 @@ class Extra(nn.Linear):
 
 
 def test_load_weights_into_a_network_with_state_that_is_no_tensor_is_refused():
-    with pytest.raises(InputError, match="_extra_state of the network is no tensor"):
+    with pytest.raises(InputError, match="_extra_state of the network has no values"):
         load_weights(Extra(2, 2), {**nn.Linear(2, 2).state_dict(), "_extra_state": torch.zeros(1)})
 
 

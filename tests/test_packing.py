@@ -3,8 +3,10 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from netprune.container import seal, unseal
 from netprune.errors import InputError
@@ -142,6 +144,64 @@ def test_unpack_of_an_image_size_that_cannot_be_is_refused(packed, size):
     header, tables, coded = unseal(packed)
     with pytest.raises(InputError, match="damaged"):
         unpack(seal({**header, "image_size": size}, tables, coded))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 2000},
+        {"mean": (0.5, float("nan"), 0.5)},
+        {"std": (0.0, 0.5, 0.5)},
+        {"std": (0.5, 0.5)},
+    ],
+)
+def test_pack_of_a_header_that_no_reader_takes_is_refused_as_its_file_is(tiny_net, tiny_header, packed, change):
+    with pytest.raises(InputError, match="the header cannot be packed"):
+        pack(tiny_net, replace(tiny_header, **change))
+    header, tables, coded = unseal(packed)
+    with pytest.raises(InputError, match="damaged"):
+        unpack(seal({**header, **change}, tables, coded))
+
+
+def test_pack_of_a_header_of_numpys_numbers_is_as_of_pythons(tiny_net, tiny_header, packed):
+    mean, std = (tuple(np.array(values)) for values in (tiny_header.mean, tiny_header.std))
+    assert pack(tiny_net, replace(tiny_header, mean=mean, std=std)) == packed
+    mean = tuple(np.array(tiny_header.mean, dtype=np.float32))
+    assert unpack(pack(tiny_net, replace(tiny_header, mean=mean))).header.mean == tuple(map(float, mean))
+
+
+class Pair(nn.Module):
+    def __init__(self, tie):
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        if tie:
+            self.other.weight = self.one.weight
+
+
+def test_unpack_of_two_tensors_into_a_network_where_they_are_one_is_refused_and_leaves_it(tiny_header):
+    header = replace(tiny_header, architecture=None)
+    given = Pair(tie=True)
+    before = bits(given)
+    with pytest.raises(InputError, match=r"one\.weight and other\.weight are one tensor in the network and two"):
+        unpack(pack(Pair(tie=False), header), given)
+    assert bits(given) == before
+    tied = Pair(tie=True)
+    for target in (given, Pair(tie=False)):
+        assert bits(unpack(pack(tied, header), target).model) == bits(tied)
+
+
+def test_unpack_into_a_network_without_values_and_pack_of_one_are_refused_with_the_mend(tiny_header):
+    header = replace(tiny_header, architecture=None)
+    with torch.device("meta"):
+        meta = Pair(tie=False)
+    lazy = nn.Sequential(nn.LazyLinear(4, bias=False))
+    for network in (meta, lazy):
+        with pytest.raises(InputError, match=r"has no values.*on a device, and give it a batch first"):
+            pack(network, header)
+    with pytest.raises(InputError, match=r"has no values.*on a device"):
+        unpack(pack(Pair(tie=False), header), meta)
+    with pytest.raises(InputError, match=r"has no values.*give it a batch first"):
+        unpack(pack(nn.Sequential(nn.Linear(4, 4, bias=False)), header), lazy)
 
 
 def test_header_for_a_network_says_what_it_was_trained_on(tiny_net, tiny_dataset, tiny_header):

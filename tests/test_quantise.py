@@ -222,6 +222,35 @@ def test_round_significand_to_eleven_bits_equals_fp16_and_keeps_what_is_not_fini
     torch.testing.assert_close(rounded[6:], values[6:], rtol=2**-11, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_round_significand_of_the_largest_numbers_stays_finite_and_near(dtype):
+    largest = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min], dtype=dtype)
+    rounded = round_significand(largest, 7)
+    assert rounded.dtype == dtype
+    assert (rounded.abs() < largest.abs()).all()
+    torch.testing.assert_close(rounded.double(), largest.double(), rtol=2**-7, atol=0)
+    torch.testing.assert_close(round_significand(rounded, 7), rounded, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("text", KINDS[1:])
+def test_quantise_of_a_weight_without_values_and_a_masks_lowest_number_leaves_both(text):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 5))
+    model[2].weight = nn.Parameter(torch.zeros(5, 0))
+    model.register_buffer("mask", torch.full((2,), torch.finfo(torch.float32).min))
+    quantise(model, Values.parse(text))
+    assert model[2].weight.shape == (5, 0)
+    assert model.mask.isfinite().all()
+
+
+def test_quantise_of_a_network_with_extra_state_is_refused():
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"seen": 3}
+
+    with pytest.raises(InputError, match="build it without extra state"):
+        quantise(nn.Sequential(Extra(3, 3)), Values.parse("int8"))
+
+
 def test_codebook_of_a_layer_is_the_same_whatever_the_scale_of_another(tiny_net):
     scaled = copy.deepcopy(tiny_net)
     with torch.no_grad():  # as batch normalisation would undo; wide layers have small weights
