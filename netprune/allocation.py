@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from netprune.bounds import Bounds
+from netprune.curves import fit_all
 from netprune.errors import InputError
+from netprune.knapsack import cheapest
 from netprune.masks import Sparsity
 from netprune.rules import (
     Shapes,
@@ -132,19 +134,33 @@ def _of_model(rule: Callable[[nn.Module, float, Collection[str], SortedScores], 
 
 
 def _of_scan(rule: Callable[[Sensitivity, float], Sparsity]) -> Allocator:
-    def allocate(basis: Basis, density: float) -> Sparsity:
-        if basis.sensitivity is None:
-            raise InputError(f"the rule {rule.__name__} goes by damage: give it a scan.")
-        if basis.bounds is None:
-            return rule(basis.sensitivity, density)
-        wanted = basis.bounds.sizes
-        missing = wanted.keys() - set(basis.sensitivity.layers)
-        if missing:
-            raise InputError(f"the scan has no curve of {min(missing)}: scan that layer too, or keep it here.")
-        curves = tuple(curve for curve in basis.sensitivity.curves if curve.layer in wanted)
-        return rule(replace(basis.sensitivity, curves=curves), density)
+    return _bounded(lambda basis, density: rule(_scanned(basis, rule.__name__), density))
 
-    return _bounded(allocate)
+
+def _scanned(basis: Basis, rule: str) -> Sensitivity:
+    """The scan of the layers that may be pruned."""
+    if basis.sensitivity is None:
+        raise InputError(f"the rule {rule} goes by damage: give it a scan.")
+    if basis.bounds is None:
+        return basis.sensitivity
+    wanted = basis.bounds.sizes
+    missing = wanted.keys() - set(basis.sensitivity.layers)
+    if missing:
+        raise InputError(f"the scan has no curve of {min(missing)}: scan that layer too, or keep it here.")
+    curves = tuple(curve for curve in basis.sensitivity.curves if curve.layer in wanted)
+    return replace(basis.sensitivity, curves=curves)
+
+
+def _knapsack(basis: Basis, density: float) -> Sparsity:
+    """Under limits its curves end at them: on dented ones a layer that it prunes past its limit may, with a limit, be
+    best left far below."""
+    scanned = _scanned(basis, "knapsack")
+    if basis.bounds is None or not basis.bounds.limits:
+        return knapsack(scanned, density)
+    candidate = _of_scan(equal_slope)(basis, density)
+    limits = basis.bounds.limits
+    curves = {name: curve.until(limits.get(name, 1.0)) for name, curve in fit_all(scanned).items()}
+    return cheapest(curves, density, candidate)
 
 
 ALLOCATORS: Mapping[str, Allocator] = {
@@ -156,7 +172,7 @@ ALLOCATORS: Mapping[str, Allocator] = {
     "kept_norm": _of_model(kept_norm),
     "equal_drop": _of_scan(equal_drop),
     "equal_slope": _of_scan(equal_slope),
-    "knapsack": _of_scan(knapsack),
+    "knapsack": _knapsack,
 }
 BY_DAMAGE = ("equal_drop", "equal_slope", "knapsack")
 """Those that need a scan."""

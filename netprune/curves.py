@@ -37,6 +37,14 @@ class Damage:
             raise ValueError(f"sparsity {sparsity} lies past the curve's last point, {self.last}")
         return float(np.interp(sparsity, self.sparsities, self.values))
 
+    def until(self, sparsity: float) -> Damage:
+        """The same curve, ending at a sparsity, or where it ends anyway; its first point stays."""
+        if sparsity >= self.last:
+            return self
+        kept = max(1, int(np.searchsorted(self.sparsities, sparsity)))
+        end = max(sparsity, float(self.sparsities[0]))
+        return Damage(self.size, np.append(self.sparsities[:kept], end), np.append(self.values[:kept], self(end)))
+
     def most_at(self, damage: float) -> float:
         """The largest sparsity whose damage is not above `damage`."""
         beyond = np.flatnonzero(self.values > damage)
@@ -64,7 +72,8 @@ class Damage:
 
 
 def fit(curve: LayerCurve) -> Damage:
-    """The monotone curve nearest to the measured one: isotonic regression, each point weighted by 1/SE².
+    """The monotone curve from 0 nearest to the measured one: isotonic regression, each point weighted by 1/SE², and
+    then nothing below 0 (which is the nearest such curve: Barlow et al. 1972).
 
     Noise makes a measured curve fall here and there, below zero too; pruning more of a layer by the same order never
     helps for a reason that could be used. It ends where the damage is no finite number.
@@ -75,7 +84,7 @@ def fit(curve: LayerCurve) -> Damage:
         return Damage(curve.size, np.array([curve.start]), np.array([0.0]))
     # a point without noise (nothing changed) is exact, not infinitely heavy
     weights = 1 / np.maximum(curve.damage_se[beyond], 1e-4) ** 2
-    monotone = isotonic_regression(np.maximum(curve.damage[beyond], 0.0), weights=weights).x
+    monotone = isotonic_regression(curve.damage[beyond], weights=weights).x
     return Damage(
         curve.size,
         np.concatenate([[curve.start], curve.sparsities[beyond]]),

@@ -9,6 +9,7 @@ the batch statistics are those of another network: with new ones the accuracy ra
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,8 @@ class Screen:
         with eval_mode(model):
             batches = (normalise(part, self.dataset) for part in torch.split(self.images, size))
             logits = torch.cat([model(self.format.layout(batch)) for batch in batches])
-        return min(self._loss(logits * sharpness) for sharpness in SHARPNESSES)
+        least = min(self._loss(logits * sharpness) for sharpness in SHARPNESSES)
+        return least if math.isfinite(least) else math.inf  # a network that divides by nothing: NaN compares as no less
 
     def _loss(self, logits: Tensor) -> float:
         return F.cross_entropy(logits, self.labels).item()

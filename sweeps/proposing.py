@@ -19,7 +19,7 @@ from netprune.search_space import REACH, Point, Space
 from netprune.seeding import CLOSE, SHORT, Seen, boundary, propose
 from netprune.starts import nearest
 from sweeps.points import DENSITY, OFFSET, offsets_of, point_of
-from sweeps.scores import ROUNDING, Attempt, Tried, lineage
+from sweeps.scores import ROUNDING, Attempt, Tried, judged_after, lineage
 
 REGION = 0.2
 """How far around the best trial's offsets a sampler looks, either way."""
@@ -184,7 +184,7 @@ class Proposer:
         return Point(density=density, offsets=dict(zip(self.space.sizes, drawn, strict=True)))
 
     def _seen(self, tried: Sequence[Tried]) -> list[Seen]:
-        had = _trained(lineage(tried))
+        had = _trained(judged_after(tried))
         return [
             Seen(density=one.point.density, accuracy=one.score.accuracy, epochs=had[one.number])
             for one in tried
@@ -254,7 +254,8 @@ def ask(
 
     nearest = sorted((one for one in tried if distance(one) <= FAR), key=distance)[:MOST]
     close = sorted(nearest, key=lambda one: one.number) or [outlook.near]
-    centre = min(close, key=value).point
+    # what stopped early has not shown how good it is
+    centre = min([one for one in close if not one.score.stopped] or [outlook.near], key=value).point
     region = {
         f"{OFFSET}{name}": FloatDistribution(max(-REACH, middle - REGION), min(REACH, middle + REGION))
         for name, middle in centre.offsets.items()
@@ -282,7 +283,7 @@ class _Outlook:
 
     def __init__(self, tried: Sequence[Tried], accuracy: float, will: float) -> None:
         ended = [one for one in tried if not one.score.stopped]
-        self.had = _trained(lineage(tried))
+        self.had = _trained(judged_after(tried))
         self.near = min(ended, key=lambda one: abs(one.score.accuracy - accuracy))
         self.plane = _plane(ended, self.had, self.near.point.density)
         self.epochs = will

@@ -36,6 +36,8 @@ class Score:
     """The trial whose network it went on from; None for the dense one."""
     had: float = 0.0
     """Finetune epochs that the network had had in all, its confirmation's included where it went on from that."""
+    images_had: float = 0.0
+    """Epochs of training images that it had learned from: of an average, those of all its seeds."""
 
     def meets(self, floor: float) -> bool:
         """Whether it ran to its end and its accuracy is at the floor."""
@@ -74,6 +76,8 @@ class Attempt:
     """Of the network that would ship: trials, and other candidates, go on from it."""
     trained: float
     """Finetune epochs that this network has had in all."""
+    images_had: float = 0.0
+    """Epochs of training images that it has learned from, with one seed after the other."""
     turn: int = 0
     """How many such finetunings its network had had before, beside the trial's."""
 
@@ -95,3 +99,10 @@ class Tried:
 def lineage(tried: Sequence[Tried]) -> dict[int, float]:
     """Number → finetune epochs that its network has had in all, those of what it went on from included."""
     return {one.number: one.score.had + one.score.epochs for one in tried}
+
+
+def judged_after(tried: Sequence[Tried]) -> dict[int, float]:
+    """Number → finetune epochs after which its network has its accuracy: of a trial that stopped early, whose accuracy
+    is that of a whole one, those that it would have had in the end."""
+    whole = max((one.score.epochs for one in tried), default=0.0)
+    return {one.number: one.score.had + (whole if one.score.stopped else one.score.epochs) for one in tried}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -197,15 +197,17 @@ class SparsityStudy:
         while failures < FAILURES and self._may_start(seen, limits):
             trial, score = self._study.ask(), None
             try:
-                trial.set_user_attr(SESSION, self.crew.key)
-                seen = self.look()
-                point = self._point(trial, seen, propose, limits)
-                if point is None:
-                    self._study.tell(trial, state=TrialState.FAIL)
-                else:
-                    score = evaluate(trial.number, self.space.at(point), functools.partial(self._record, trial), seen)
-                    self._study.tell(trial, score.size_bytes)
-                    failures = 0
+                with _unless_given_up(trial):
+                    trial.set_user_attr(SESSION, self.crew.key)
+                    seen = self.look()
+                    point = self._point(trial, seen, propose, limits)
+                    if point is None:
+                        self._study.tell(trial, state=TrialState.FAIL)
+                    else:
+                        record = functools.partial(self._record, trial)
+                        score = evaluate(trial.number, self.space.at(point), record, seen)
+                        self._study.tell(trial, score.size_bytes)
+                        failures = 0
             except (DivergedError, LostTrialError) as error:
                 failures += 1
                 self._give_up(trial, diverged=isinstance(error, DivergedError))
@@ -277,16 +279,26 @@ class SparsityStudy:
         return point_of(params)
 
     def _record(self, trial: optuna.Trial, score: Score) -> None:
-        try:
+        with _unless_given_up(trial):
             trial.set_user_attr(SCORE, score.as_json())
             trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
-        except UpdateFinishedTrialError:
-            raise LostTrialError(f"trial {trial.number} was given up: another worker took this one for dead") from None
 
     @staticmethod
     def _may_start(seen: Snapshot, limits: Limits) -> bool:
         running = len(seen.running)
         return not limits.over(seen.done + running, seen.epochs) and limits.afford(running + 1, seen.epochs)
+
+
+@contextmanager
+def _unless_given_up(trial: optuna.Trial) -> Iterator[None]:
+    """Within the body the trial is told something; Optuna's words for one that has ended already become
+    `LostTrialError`."""
+    try:
+        yield
+    except (UpdateFinishedTrialError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a"):  # `tell` has no class for it
+            raise
+        raise LostTrialError(f"trial {trial.number} was given up: another worker took this one for dead") from None
 
 
 def _is_surplus(seen: Snapshot, number: int, limits: Limits) -> bool:

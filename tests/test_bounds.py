@@ -34,31 +34,38 @@ def model():
     return nn.Sequential(*layers)
 
 
+def layer_curve(name, size, damage):
+    count = len(damage)
+    return LayerCurve(
+        layer=name,
+        size=size,
+        start=0.0,
+        sparsities=SPARSITIES,
+        loss=damage + 1,
+        damage=damage,
+        damage_se=np.full(count, 0.01),
+        accuracy=np.zeros(count),
+        accuracy_se=np.zeros(count),
+        count=np.full(count, 100),
+        changed=np.ones(count, dtype=bool),
+    )
+
+
+def sensitivity(curves):
+    baseline = Evaluation(loss=1.0, loss_se=0.0, accuracy=1.0, accuracy_se=0.0, count=1)
+    said = {"split": "val", "val_digest": "", "digest": "", "compute": "", "whole_passes": ""}
+    return Sensitivity(curves=tuple(curves), baseline=baseline, max_se=0.0, missed=0, **said)
+
+
 @pytest.fixture(scope="module")
 def scan(model):
     """Convex damage: slopes that rise."""
     rng = np.random.default_rng(0)
-    curves = []
-    for name, weight in prunable_weights(model).items():
-        damage = np.cumsum(np.diff(SPARSITIES, prepend=0.0) * np.sort(rng.exponential(1.0, len(SPARSITIES))))
-        curves.append(
-            LayerCurve(
-                layer=name,
-                size=weight.numel(),
-                start=0.0,
-                sparsities=SPARSITIES,
-                loss=damage + 1,
-                damage=damage,
-                damage_se=np.full(len(damage), 0.01),
-                accuracy=np.zeros(len(damage)),
-                accuracy_se=np.zeros(len(damage)),
-                count=np.full(len(damage), 100),
-                changed=np.ones(len(damage), dtype=bool),
-            )
-        )
-    baseline = Evaluation(loss=1.0, loss_se=0.0, accuracy=1.0, accuracy_se=0.0, count=1)
-    said = {"split": "val", "val_digest": "", "digest": "", "compute": "", "whole_passes": ""}
-    return Sensitivity(curves=tuple(curves), baseline=baseline, max_se=0.0, missed=0, **said)
+    steps = np.diff(SPARSITIES, prepend=0.0)
+    return sensitivity(
+        layer_curve(name, weight.numel(), np.cumsum(steps * np.sort(rng.exponential(1.0, len(steps)))))
+        for name, weight in prunable_weights(model).items()
+    )
 
 
 def kept(bounds, sparsity):
@@ -128,6 +135,24 @@ def test_equal_slope_under_limits_does_no_more_damage_than_a_linear_programme(mo
     for rule in ("equal_slope", "knapsack"):
         found = ALLOCATORS[rule](Basis(model=model, sensitivity=scan, bounds=bounds), density)
         assert sum(fitted[name](value) for name, value in found.items()) == pytest.approx(best.fun, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_knapsack_under_limits_on_dented_curves_is_the_best_there_is(seed):
+    rng = np.random.default_rng(seed)
+    names = ["a.weight", "b.weight", "c.weight"]
+    dents = [rng.exponential(0.3, len(SPARSITIES)) * rng.integers(0, 2, len(SPARSITIES)) for _ in names]
+    measured = sensitivity(layer_curve(name, 1200, np.cumsum(dent)) for name, dent in zip(names, dents, strict=True))
+    bounds = Bounds(sizes=dict.fromkeys(names, 1200), limits={"a.weight": 0.5})
+    model = nn.ModuleDict({name[0]: nn.Linear(40, 30, bias=False) for name in names})
+    found = ALLOCATORS["knapsack"](Basis(model=model, sensitivity=measured, bounds=bounds), 0.45)
+    curves = fit_all(measured)
+    assert found["a.weight"] <= 0.5
+    assert kept(bounds, found) <= 0.45 + 1e-6
+    grid = np.meshgrid(np.linspace(0, 0.5, 51), *[np.linspace(0, 1, 101)] * 2, indexing="ij")
+    damage = sum(np.interp(at, curves[n].sparsities, curves[n].values) for n, at in zip(names, grid, strict=True))
+    best = damage[sum(grid) >= 3 * 0.55 - 1e-9].min()
+    assert sum(curves[name](value) for name, value in found.items()) <= best + 0.015, "its levels lie that close"
 
 
 def test_uniform_under_limits_is_the_level_that_fills_the_budget(model):

@@ -50,13 +50,26 @@ def rising(seed, points=9):
 @pytest.mark.parametrize("start", [0.0, 0.37])
 def test_fit_equals_scikit_learns_weighted_isotonic_regression(seed, start):
     measured = ragged(seed, start=start)
-    expected = IsotonicRegression().fit_transform(
-        measured.sparsities, np.maximum(measured.damage, 0), sample_weight=measured.damage_se**-2
+    expected = IsotonicRegression(y_min=0).fit_transform(
+        measured.sparsities, measured.damage, sample_weight=measured.damage_se**-2
     )
     found = fit(measured)
     assert found.size == 1000
     assert found.sparsities.tolist() == [start, *measured.sparsities.tolist()]
     assert found.values[1:] == pytest.approx(expected, abs=1e-9)
+
+
+def test_fit_of_noise_about_nothing_takes_what_falls_below_it_for_noise_too():
+    assert fit(curve([0.2, 0.4, 0.6, 0.8], [-0.05, 0.02, -0.04, 0.03])).values.tolist() == [0, 0, 0, 0, 0.03]
+
+
+def test_until_ends_the_curve_where_it_is_told_to_and_leaves_the_rest():
+    whole = Damage(10, np.array([0.1, 0.5, 0.9]), np.array([0.0, 0.2, 1.0]))
+    cut = whole.until(0.7)
+    assert (cut.sparsities.tolist(), cut.values.tolist()) == ([0.1, 0.5, 0.7], pytest.approx([0.0, 0.2, 0.6]))
+    assert whole.until(0.5).sparsities.tolist() == [0.1, 0.5]
+    assert whole.until(0.9) is whole
+    assert set(whole.until(0.05).sparsities.tolist()) == {0.1}, "what is gone already stays so"
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -14,7 +14,7 @@ import optuna
 import psutil
 import pytest
 from optuna.trial import TrialState
-from test_study import ZERO, Listed, make_study, run, score, trials
+from test_study import ZERO, Listed, another, ignore, make_study, run, score, trials
 
 from netprune.search_space import Point
 from sweeps import sessions, tracking
@@ -147,6 +147,29 @@ def test_worker_taken_for_dead_that_comes_back_does_not_count_its_trial():
         run(study, lambda *given: (next(iterations), evaluate(*given))[1], 1)
     assert seen == [0]
     assert study.look().done == 0
+
+
+@pytest.mark.parametrize("when", ["while it chooses its point", "between its score and its end"])
+def test_worker_taken_for_dead_goes_on_with_another_trial(when):
+    study, first = make_study(), iter([True])
+
+    def taken(number):
+        if next(first, False):
+            make_study()._study.tell(number, state=TrialState.FAIL)  # another worker, after a long silence of this one
+
+    def propose(turn):
+        if when == "while it chooses its point":
+            taken(turn.number)
+        return another(turn)
+
+    def evaluate(number, _, record, _seen):
+        found = score(100, 0.9)
+        record(found)
+        taken(number)
+        return found
+
+    assert study.run(evaluate, Limits(trials=2), propose, ignore)
+    assert [trial.state for trial in trials()] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
 
 
 def test_budget_is_the_studys_and_counts_what_runs_elsewhere():

@@ -295,6 +295,7 @@ def test_drawn_confirmed_network_stands_at_the_accuracy_that_its_bound_is_of(mon
         average=0.95 if averaged else 0.89,
         run_id="c" if averaged else "a",
         trained=1.0,
+        images_had=0.0,
         size_bytes=5000,
         lower=lower,
     )

@@ -51,6 +51,12 @@ def test_screen_leaves_the_dense_network_alone_and_repeats_itself(trained, tiny_
     assert weights_digest(trained) == before
 
 
+def test_screen_of_a_network_that_divides_by_nothing_is_worse_than_any_other(trained, tiny_dataset):
+    broken = copy.deepcopy(trained)
+    broken.classifier[4].weight.data.fill_(float("nan"))
+    assert Screen(trained, tiny_dataset).left(broken) == float("inf")
+
+
 def test_screen_of_more_sparsity_is_worse(trained, tiny_dataset):
     screen = Screen(trained, tiny_dataset)
     losses = [screen(dict.fromkeys(prunable_weights(trained), sparsity)) for sparsity in (0.0, 0.6, 0.95)]

@@ -34,7 +34,7 @@ from sweeps.stages import confirming, contest, longer, searching, starting, tria
 from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
 from sweeps.stages.contest import FRESH
-from sweeps.stages.longer import AVERAGE_OF, EPOCHS, HAD, SEED, START_RUN, TURN
+from sweeps.stages.longer import AVERAGE, EPOCHS, HAD, IMAGES_HAD, SEED, START_RUN, TURN
 from sweeps.stages.registering import registered_lines, run_register, summary_table
 from sweeps.stages.repeating import search_command
 from sweeps.stages.request import SearchRequest, accuracy_floors, as_percent, study_name
@@ -123,9 +123,10 @@ def test_search_confirmed_network_is_finetuned_longer_with_fresh_seeds(searched,
     all_of_it = [run for run in runs("confirm") if run.data.tags[tracking.TRIAL] == str(won.trial)]
     turn = max(int(run.data.tags[TURN]) for run in all_of_it)
     confirmations = [run for run in all_of_it if run.data.tags[TURN] == str(turn)]
-    (averaged,) = (run for run in confirmations if AVERAGE_OF in run.data.tags)
+    (averaged,) = (run for run in confirmations if AVERAGE in run.data.tags)
     seeds = [FRESH + 2 * turn, FRESH + 2 * turn + 1]
-    assert averaged.data.tags[AVERAGE_OF] == ",".join(map(str, seeds))
+    assert averaged.data.tags[AVERAGE] == "2"
+    assert averaged.data.tags[longer.SEEDS] == ",".join(map(str, seeds))
     confirmations.remove(averaged)
     assert {int(run.data.tags[SEED]) for run in confirmations} == set(seeds)
     results = [json.loads(artifacts.read_artifact(run.info.run_id, "result.json")) for run in confirmations]
@@ -171,7 +172,7 @@ def finetuned_to(monkeypatch, accuracies, average, floor=0.8):
     """What `longer.measure` makes of finetunings and an average with these accuracies."""
 
     def run(name, accuracy):
-        tags = {START: "dense", START_RUN: "", HAD: "0.5"}
+        tags = {START: "dense", START_RUN: "", HAD: "0.5", IMAGES_HAD: "0.75"}
         metrics = {"val_accuracy": accuracy, "packed_bytes": 100.0}
         return tracking.FoundRun(name, name, "FINISHED", tags, {}, metrics)
 
@@ -199,6 +200,7 @@ def test_confirmation_ships_the_average_unless_it_is_worse_than_the_seeds_mean(m
     bound = lower_bound((0.88, 0.90), 5000, average=average if averaged else None)
     assert found.lower == pytest.approx(bound.lower)
     assert found.trained == 1.5
+    assert found.images_had == 2.75, "both seeds' images"
 
 
 @pytest.mark.parametrize(("first", "seeds"), [(0.7949, 1), (0.7951, 2)])
@@ -241,6 +243,7 @@ def came_to(number, accuracies, lower):
         average=None,
         run_id="r",
         trained=0.0,
+        images_had=0.0,
         size_bytes=100 * (number + 1),
         lower=lower,
     )
@@ -348,6 +351,22 @@ def test_confirm_while_none_is_accepted_tries_all_and_the_nearest_once_more_as_o
     assert [(one.trial, one.turn) for one in kept] == [(0, 0), (1, 0), (0, 1), (0, 2)]
 
 
+def test_confirm_of_one_that_a_stricter_floor_gave_up_and_that_diverges_for_a_lower_one_ends(monkeypatch):
+    asked = []
+
+    def measure(number, _):
+        asked.append(number)
+        assert len(asked) < 9, "it would go on for ever"
+        if number == 0 and len(asked) > 1:
+            raise DivergedError("training diverged.")
+        return came_to(number, (0.828,), 0.819) if number == 0 else came_to(number, (0.832, 0.832), 0.823)
+
+    candidates = (Candidate(0, 100, 0.84, 0.86), Candidate(1, 200, 0.83, 0.845))
+    won, kept = confirmed_of(monkeypatch, measure, candidates, (0.8338, 0.8188), most=1)
+    assert [one and one.trial for one in won] == [None, 1]
+    assert (0, 0.8338) in [(one.trial, one.floor) for one in kept]
+
+
 @pytest.mark.parametrize("turn", [0, 1], ids=["at first", "once more"])
 def test_confirm_of_one_that_diverges_goes_on_with_the_others(monkeypatch, capsys, turn):
     def measure(number, earlier):
@@ -431,7 +450,8 @@ def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those
     network_of = {trial_name(int(run.data.tags[tracking.TRIAL])): run.info.run_id for run in runs("trial")}
     longer_ones = {f"{trial_name(one['trial'])}, finetuned longer": one for one in kept if not one["turn"]}
     network_of |= {name: one["run_id"] for name, one in longer_ones.items()}
-    had |= {name: one["trained"] for name, one in longer_ones.items()}
+    had |= {name: one["images_had"] for name, one in longer_ones.items()}
+    assert all(one["images_had"] > one["trained"] for one in longer_ones.values() if one["lower"])
     starts = {int(run.data.tags[tracking.TRIAL]): run.data.tags[trials.START] for run in runs("trial")}
     assert any(name.endswith("finetuned longer") for name in starts.values())
     for number, start in sorted(starts.items()):
@@ -468,12 +488,29 @@ def test_search_confirmation_goes_on_from_the_network_with_least_left_to_recover
     became = [unpack(artifacts.read_artifact(one[START_RUN], PACKED_FILE)).model for one in tags]
     assert begun_with == list(map(weights_digest, became))
     before = [int(one[SEED]) % 2 * REQUEST.confirm_epochs for one in tags]
-    due = [float(one[HAD]) + other for one, other in zip(tags, before, strict=True)]
+    due = [float(one[IMAGES_HAD]) + other for one, other in zip(tags, before, strict=True)]
     assert had == due, "the images, order and crops are not those of the start again, or of the other seed"
     assert any(one[trials.START].endswith("finetuned longer") for one in tags)
     kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
     trained = {(str(one["trial"]), str(one["turn"])): one["trained"] for one in kept}
     assert all(float(one[HAD]) + REQUEST.confirm_epochs == trained[one[tracking.TRIAL], one[TURN]] for one in tags)
+    assert any(float(one[IMAGES_HAD]) > float(one[HAD]) for one in tags), "one goes on from an average"
+
+
+def test_search_with_other_seeds_takes_no_finetuning_that_was_made_among_others(source, monkeypatch):
+    made, whole = [], longer.prune_candidate
+
+    def spy(*arguments, **options):
+        made.append((arguments[4].finetune.seed, arguments[4].had))
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(longer, "prune_candidate", spy)
+    request = replace(REQUEST, trials=1, max_drop=(80.0,), confirm_epochs=1.0, confirm_most=1)
+    for seed in (0, 1, 0):
+        run_search(source, replace(request, seed=seed))
+    # the second pair goes on from what the first has become, and after its images
+    assert made == [(FRESH, 1.0), (FRESH + 1, 2.0), (FRESH + 1, 3.0), (FRESH + 2, 4.0)]
+    assert [len(row.seeds) for row in candidate_rows(Standing.of(find_study("small")))] == [2, 2]
 
 
 def test_search_interrupted_between_a_candidates_seeds_goes_on_from_the_same_start(source, monkeypatch):

@@ -569,6 +569,23 @@ def test_ask_judges_an_early_trial_as_if_it_had_been_trained_as_long_as_the_next
     assert min(seen[-0.1]) > max(seen[0.0]) + 1
 
 
+def test_ask_takes_no_stopped_trial_for_better_than_the_one_that_stopped_it(monkeypatch):
+    study, seen = make_study(), told(monkeypatch)
+    chain = [tried(i, 0.1, 0.80 + 0.002 * i, start=None if not i else i - 1, epochs=0.2, had=0.2 * i) for i in range(7)]
+    proof = tried(7, 0.1, 0.76, offset=-0.1, epochs=0.2, had=0.0)
+    stopped = tried(8, 0.1, 0.76, offset=0.1, epochs=0.0, had=0.0, stopped="at its first look, on the word of 7")
+    ask(SAMPLERS["gp"](0), study.space, 0.8, 1.6, [*chain, proof, stopped], [])
+    assert seen[0.1] == pytest.approx(seen[-0.1])
+
+
+def test_ask_looks_around_no_trial_that_stopped_early():
+    path = [tried(i, d, 0.8 + 0.05 * math.log(d / 0.2)) for i, d in enumerate((0.15, 0.2, 0.25, 0.3))]
+    stopped = tried(9, 0.2, 0.9, offset=0.7, stopped="x")
+    for seed in range(5):
+        point = ask(SAMPLERS["random"](seed), make_study().space, 0.8, 1.0, [*path, stopped], [])
+        assert abs(point.offsets["a"]) <= REGION
+
+
 def test_ask_looks_around_the_best_trials_offsets_and_is_not_told_of_densities_far_away(monkeypatch):
     study, seen = make_study(), told(monkeypatch)
     path = [tried(i, d, 0.8 + 0.05 * math.log(d / 0.2)) for i, d in enumerate((0.15, 0.2, 0.25, 0.3))]

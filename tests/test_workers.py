@@ -125,7 +125,7 @@ def test_search_with_two_workers_shares_the_budget_and_confirms_once(tmp_path):
     numbers = [one.data.tags["netprune.trial"] for one in by_stage["trial"]]
     assert len(set(numbers)) == 5
     tags = [one.data.tags for one in by_stage["confirm"]]
-    networks = [(one["netprune.trial"], one.get("netprune.seed"), one.get("netprune.average_of")) for one in tags]
+    networks = [(one["netprune.trial"], one.get("netprune.seed"), one.get("netprune.average")) for one in tags]
     assert len(set(networks)) == len(networks) >= 3, "two seeds and their average, and none of them twice"
 
 

@@ -9,7 +9,7 @@ from sweeps import tracking
 from sweeps.findings import CandidateRow
 from sweeps.scores import ROUNDING
 from sweeps.stages.confirming import AGAIN
-from sweeps.stages.longer import AVERAGE_OF, EPOCHS, SEED, TURN
+from sweeps.stages.longer import AVERAGE, EPOCHS, SEED, SEEDS, TURN
 from sweeps.stages.standing import Standing
 from sweeps.stages.trials import START
 from sweeps.table import percent, trial_name
@@ -19,29 +19,20 @@ OPEN = "open: the study is not over"
 
 def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:
     """Every candidate with its accuracies, bound and verdict, the smallest first."""
-    groups: dict[tuple[str, str, int], list[tracking.FoundRun]] = {}
+    groups: dict[tuple[str, str, int, str], list[tracking.FoundRun]] = {}
     for run in standing.study.confirmations():
-        # nothing was repeated in studies from before it was tagged
-        key = (run.tags[tracking.TRIAL], run.tags[EPOCHS], int(run.tags.get(TURN, "0")))
+        # nothing was repeated in studies from before it was tagged; sessions may have had other seeds
+        key = (run.tags[tracking.TRIAL], run.tags[EPOCHS], int(run.tags.get(TURN, "0")), run.tags.get(SEEDS, ""))
         groups.setdefault(key, []).append(run)
-    rows = (_row(standing, key, together) for key, runs in groups.items() for together in _by_seeds(runs))
+    rows = (_row(standing, key, runs) for key, runs in groups.items())
     return tuple(sorted(rows, key=lambda row: row.size_bytes))
 
 
-def _by_seeds(runs: Sequence[tracking.FoundRun]) -> list[list[tracking.FoundRun]]:
-    """Finetunings of one candidate, and their average, for each choice of seeds: sessions may have had others."""
-    of_seeds = {run.tags[SEED]: run for run in runs if SEED in run.tags}
-    averages = {tuple(run.tags[AVERAGE_OF].split(",")): run for run in runs if AVERAGE_OF in run.tags}
-    found = [[*(of_seeds[seed] for seed in seeds if seed in of_seeds), run] for seeds, run in averages.items()]
-    alone = [run for seed, run in of_seeds.items() if not any(seed in seeds for seeds in averages)]
-    return [*found, alone] if alone else found
-
-
-def _row(standing: Standing, key: tuple[str, str, int], runs: Sequence[tracking.FoundRun]) -> CandidateRow:
-    (trial, epochs, turn), study = key, standing.study
+def _row(standing: Standing, key: tuple[str, str, int, str], runs: Sequence[tracking.FoundRun]) -> CandidateRow:
+    (trial, epochs, turn, _), study = key, standing.study
     of_seeds = [run for run in runs if SEED in run.tags]
     accuracies = tuple(run.metrics["val_accuracy"] for run in of_seeds)
-    average = next((run.metrics["val_accuracy"] for run in runs if AVERAGE_OF in run.tags), None)
+    average = next((run.metrics["val_accuracy"] for run in runs if AVERAGE in run.tags), None)
     ships_average = average is not None and average >= sum(accuracies) / len(accuracies)
     # studies from before it was logged do not say how many images they had
     images = study.run.metrics.get("val_images")
@@ -50,7 +41,7 @@ def _row(standing: Standing, key: tuple[str, str, int], runs: Sequence[tracking.
         lower = lower_bound(accuracies, int(images), average=average if ships_average else None).lower
     ships = max(of_seeds, key=lambda run: run.metrics["val_accuracy"])
     if ships_average:
-        ships = next(run for run in runs if AVERAGE_OF in run.tags)
+        ships = next(run for run in runs if AVERAGE in run.tags)
     return CandidateRow(
         name=f"{trial_name(int(trial))}{AGAIN if turn else ''}",
         size_bytes=int(ships.metrics[study.objective]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 
 from netprune.confidence import is_reachable, least_accuracy, lower_bound
@@ -95,7 +95,7 @@ class _Arena:
         number, won = self._next(floor, again=False), self.winner(floor)
         left = [
             one
-            for one in self._candidates
+            for one in self._candidates(self.measured)
             if one.number not in self.measured and (won is None or one.size_bytes < won.size_bytes)
         ]
         if number is None and left:
@@ -103,10 +103,9 @@ class _Arena:
         if number is not None:
             self._try(number, floor)
 
-    @property
-    def _candidates(self) -> list[Candidate]:
-        out = self.diverged - self.measured.keys()
-        return [one for one in self.contest.candidates if one.number not in out]
+    def _candidates(self, known: Collection[int]) -> list[Candidate]:
+        """Those that are known, and those that may have a finetuning still: none of which one came to no result."""
+        return [one for one in self.contest.candidates if one.number in known or one.number not in self.diverged]
 
     def _bounds(self, floor: float) -> dict[int, Bound]:
         # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
@@ -118,7 +117,7 @@ class _Arena:
         # while none is accepted the limit is of those once more alone: new ones come to an end by themselves
         may = again and self.how.config.finetune is not None and sum(map(bool, turns)) < self.how.most
         return next_candidate(
-            self._candidates,
+            self._candidates(bounds),
             bounds,
             floor,
             images=self.images,
@@ -145,6 +144,7 @@ class _Arena:
                 lower=found.lower if len(found.accuracies) > 1 else 0.0,
                 run_id=found.run_id,
                 trained=found.trained,
+                images_had=found.images_had,
                 turn=turn,
             )
         )

@@ -38,6 +38,8 @@ class Confirmed:
     """Of the network that ships: the average, or where that is worse than the seeds' mean the most accurate."""
     trained: float
     """Finetune epochs that it has had in all."""
+    images_had: float
+    """Epochs of training images that it has learned from, with one seed after the other."""
     size_bytes: int
     """Of the network that ships, the objective."""
     lower: float

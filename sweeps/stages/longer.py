@@ -21,12 +21,14 @@ from sweeps.stages.starting import Start, fetch_network, keep_network
 from sweeps.stages.trials import START, keep_result, result_metrics, seconds
 from sweeps.table import short
 
-SEED, AVERAGE_OF = "netprune.seed", "netprune.average_of"
-"""Tags of a confirmation's runs: of a finetuning its seed, of an average the seeds."""
-EPOCHS, TURN = "netprune.finetune_epochs", "netprune.turn"
-"""Of both: how long each was finetuned, and how often the network had been finetuned so before (see `Attempt`)."""
-START_RUN, HAD = "netprune.start_run", "netprune.start_epochs"
-"""Of a finetuning, beside `START`: the run that keeps the network it went on from, and the finetune epochs of that."""
+SEED, AVERAGE = "netprune.seed", "netprune.average"
+"""Tags of a confirmation's runs: of a finetuning its seed, of an average how many networks it is of."""
+EPOCHS, TURN, SEEDS = "netprune.finetune_epochs", "netprune.turn", "netprune.seeds"
+"""Of both: how long each was finetuned, how often the network had been finetuned so before (see `Attempt`), and with
+which seeds in all: among others the same seed goes over other images."""
+START_RUN, HAD, IMAGES_HAD = "netprune.start_run", "netprune.start_epochs", "netprune.start_images"
+"""Of a finetuning, beside `START`: the run that keeps the network it went on from, the finetune epochs of that, and the
+epochs of training images that it had learned from."""
 
 
 def hopeless(accuracies: Sequence[float], floor: float) -> bool:
@@ -59,10 +61,11 @@ def measure(
         if found:  # an earlier session may have chosen it
             return _Beginning.of(found[0])
         if earlier:
-            start = Start(number, None, earlier[-1].run_id, earlier[-1].trained, confirmed=True)
+            last = earlier[-1]
+            start = Start(number, None, last.run_id, last.trained, last.images_had, confirmed=True)
         else:
             start = contest.start(number)
-        return _Beginning(str(start), start.run_id, start.had)
+        return _Beginning(str(start), start.run_id, start.had, start.images_had)
 
     for i in range(len(how.seeds)):
         found.append(_finetuned(source, contest, number, how, i, turn, begin))
@@ -85,6 +88,7 @@ def measure(
         average=average,
         run_id=ships.run_id,
         trained=_Beginning.of(found[0]).had + how.epochs,
+        images_had=_Beginning.of(found[0]).images_had + len(found) * how.epochs,
         size_bytes=int(ships.metrics[contest.objective]),
         lower=lower_bound(accuracies, images, average=of).lower
         if enough
@@ -101,16 +105,19 @@ class _Beginning:
     """Of the run that keeps it; nothing for the dense one."""
     had: float
     """Finetune epochs that it had had in all."""
+    images_had: float
+    """Epochs of training images that it had learned from."""
 
     @classmethod
     def of(cls, run: tracking.FoundRun) -> _Beginning:
         """A finetuning's."""
-        return cls(run.tags[START], run.tags[START_RUN], float(run.tags[HAD]))
+        return cls(run.tags[START], run.tags[START_RUN], float(run.tags[HAD]), float(run.tags[IMAGES_HAD]))
 
     @property
     def tags(self) -> dict[str, str]:
         """Of the finetuning."""
-        return {START: self.name, START_RUN: self.run_id, HAD: repr(self.had)}
+        figures = {HAD: repr(self.had), IMAGES_HAD: repr(self.images_had)}
+        return {START: self.name, START_RUN: self.run_id, **figures}
 
     def fetch(self, source: Source, config: PruneConfig) -> nn.Module | None:
         """The network; None for the dense one."""
@@ -121,7 +128,7 @@ def _averaged(
     source: Source, contest: Contest, number: int, how: Confirmation, turn: int, found: Sequence[tracking.FoundRun]
 ) -> tracking.FoundRun:
     """The run of the average of finetunings: an earlier session's, or a new one."""
-    tags = {AVERAGE_OF: ",".join(map(str, how.seeds_of(turn))), **_tags(number, how, turn)}
+    tags = {AVERAGE: str(len(found)), **_tags(number, how, turn)}
 
     def candidate(_: Progress) -> tuple[PruneResult, bytes]:
         networks = [fetch_network(run.run_id, source, how.config) for run in found]
@@ -163,7 +170,7 @@ def _finetuned(
             source.dataset,
             source.header,
             contest.sparsities[number],
-            replace(how.config, finetune=finetune, had=beginning.had + i * how.epochs),
+            replace(how.config, finetune=finetune, had=beginning.images_had + i * how.epochs),
             start=beginning.fetch(source, how.config),
             callbacks=Callbacks(
                 on_step=progress, on_finetuned=lambda network: keep_network(network, source, how.config)
@@ -174,7 +181,8 @@ def _finetuned(
 
 
 def _tags(number: int, how: Confirmation, turn: int) -> dict[str, str]:
-    return {tracking.TRIAL: str(number), EPOCHS: f"{how.epochs:g}", TURN: str(turn)}
+    seeds = ",".join(map(str, how.seeds_of(turn)))
+    return {tracking.TRIAL: str(number), EPOCHS: f"{how.epochs:g}", TURN: str(turn), SEEDS: seeds}
 
 
 def _run(

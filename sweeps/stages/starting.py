@@ -41,6 +41,8 @@ class Start:
     """Of the run that keeps it; none does so with the dense one."""
     had: float = 0.0
     """Finetune epochs that it has had in all."""
+    images_had: float = 0.0
+    """Epochs of training images that it has learned from: of an average, those of all its seeds."""
     confirmed: bool = False
     """Whether it is what became of the trial's when it was to be confirmed."""
 
@@ -81,10 +83,12 @@ class Starts:
 
     def of(self, tried: Tried, longer: Attempt | None = None) -> Start:
         """What a trial has become; or what that has, finetuned longer to be confirmed."""
-        had = tried.score.had + tried.score.epochs
+        score = tried.score
         if longer is None:
-            return Start(tried.number, self._fetch(tried.score.run_id), tried.score.run_id, had)
-        return Start(tried.number, self._fetch(longer.run_id), longer.run_id, longer.trained, confirmed=True)
+            had, images_had = (before + score.epochs for before in (score.had, score.images_had))
+            return Start(tried.number, self._fetch(score.run_id), score.run_id, had, images_had)
+        network = self._fetch(longer.run_id)
+        return Start(tried.number, network, longer.run_id, longer.trained, longer.images_had, confirmed=True)
 
     def _look(self, start: Start, sparsity: Sparsity) -> tuple[float, float]:
         """What is left to recover, in nats, and the seconds that its passes took."""

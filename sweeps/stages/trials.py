@@ -91,7 +91,7 @@ class Trials:
                         self.source.dataset,
                         self.source.header,
                         sparsity,
-                        replace(self.config, had=start.had),
+                        replace(self.config, had=start.images_had),
                         start=start.network,
                         callbacks=replace(callbacks, on_step=progress),
                     )
@@ -129,6 +129,7 @@ class Trials:
             epochs=self.epochs_a_trial,
             start=looks.start.number,
             had=looks.start.had,
+            images_had=looks.start.images_had,
         )
 
     def _stopped(self, sparsity: Sparsity, looks: _Looks, reason: str, run_id: str) -> Score:
@@ -148,6 +149,7 @@ class Trials:
             epochs=self.epochs_a_trial * max(looks.checks),
             start=looks.start.number,
             had=looks.start.had,
+            images_had=looks.start.images_had,
         )
 
     def _log(self, score: Score, start: Start, metrics: Mapping[str, float]) -> None:
