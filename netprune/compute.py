@@ -79,7 +79,7 @@ def choose_compute(model: nn.Module, images: Tensor, *, bf16: bool = True) -> Co
 
     First number format, layout and, on a CPU, Winograd's convolutions, on a batch of 64 or of what a slow network does
     in half a second; then the batch size, as far as one batch is as quick as that. A network that does not run in
-    channels_last (`runs_in`) stays contiguous.
+    channels_last (`runs_in`) stays contiguous, and one that does not run in bfloat16 in fp32.
 
     Args:
         model: its memory format is changed, its values are not; used in eval mode without gradients.
@@ -89,7 +89,8 @@ def choose_compute(model: nn.Module, images: Tensor, *, bf16: bool = True) -> Co
     rough = seconds_per_image(model, images, Compute(batch_size=FEW_IMAGES))
     probe = min(len(images), max(FEW_IMAGES, min(PROBE_IMAGES, int(LONGEST_SECONDS / rough))))
     layouts = (False, True) if runs_in(model, images[:FEW_IMAGES], Format(channels_last=True)) else (False,)
-    forms = [Compute(bf16=b, channels_last=c, batch_size=probe) for b in (False, bf16) for c in layouts]
+    numbers = (False, True) if bf16 and runs_in(model, images[:FEW_IMAGES], Format(bf16=True)) else (False,)
+    forms = [Compute(bf16=b, channels_last=c, batch_size=probe) for b in numbers for c in layouts]
     if images.device.type == "cpu" and True in layouts:
         forms.append(Compute(channels_last=True, winograd=True, batch_size=probe))
     seconds = {way: seconds_per_image(model, images, way) for way in forms}
@@ -105,7 +106,8 @@ def choose_compute(model: nn.Module, images: Tensor, *, bf16: bool = True) -> Co
 def runs_in(model: nn.Module, images: Tensor, form: Format) -> bool:
     """Whether a forward pass in this format ends without an error; `model`'s memory format is changed.
 
-    A network that flattens by `view` takes no channels_last values, and a weight of five axes has no such layout.
+    A network that flattens by `view` takes no channels_last values, and a weight of five axes has no such layout; one
+    that puts what layers compute into tensors of its own making does not run in bfloat16.
     """
     try:
         model.to(memory_format=form.memory_format)
@@ -131,7 +133,8 @@ def choose_format(
     """The fastest format of training `model` on this device, and its seconds an image; takes a few seconds at most.
 
     Plain fp32 unless another one is 1.05 times as fast. A network that cannot be trained in channels_last
-    (`trains_in`) stays contiguous. Compilation, which takes a minute to try, is left to `compiled_if_faster`.
+    (`trains_in`) stays contiguous, and one that cannot be in bfloat16 stays fp32. Compilation, which takes a minute to
+    try, is left to `compiled_if_faster`.
 
     Args:
         model: left alone: copies are timed, in train mode, forward and backward.
@@ -144,8 +147,9 @@ def choose_format(
     layouts = (False, True) if trains_in(model, *few, Format(channels_last=True)) else (False,)
     rough = training_seconds(model, *few, Format())
     count = max(FEW_IMAGES, min(len(images), int(longest / rough)))
-    bf16 = training_seconds(model, *few, Format(bf16=True, channels_last=layouts[-1]))
-    numbers = (False, True) if bf16 < HOPELESS * rough else (False,)
+    bf16 = Format(bf16=True, channels_last=layouts[-1])
+    hopeful = trains_in(model, *few, bf16) and training_seconds(model, *few, bf16) < HOPELESS * rough
+    numbers = (False, True) if hopeful else (False,)
     forms = [Format(bf16=b, channels_last=c) for b in numbers for c in layouts]
     if images.device.type == "cpu" and True in layouts:
         forms.append(Format(channels_last=True, winograd=True))

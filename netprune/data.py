@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from torch import Tensor
 from netprune.cifar10 import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, read_cifar10
 from netprune.errors import InputError
 from netprune.files import user_path
-from netprune.image_folder import IMAGE_SIZE, LabelledImages, check_image_size, check_links, read_image_folder
+from netprune.image_folder import (
+    IMAGE_SIZE,
+    LabelledImages,
+    check_image_size,
+    check_links,
+    read_image_folder,
+    readable,
+)
 from netprune.memory import fits
 
 SPLIT_SEED = 0
@@ -164,7 +172,9 @@ def load_dataset(name: str, data_dir: str | Path, image_size: int = IMAGE_SIZE) 
 
     Args:
         name: `digits` (scikit-learn's 1,797 handwritten digits, embedded, as 32×32 RGB), `cifar10` (downloaded into
-            `data_dir` at first use), or a folder with `train/<class>/…` images and an optional `test/<class>/…`.
+            `data_dir` at first use), or a folder with `train/<class>/…` images and optional `val/<class>/…` and
+            `test/<class>/…`. Without `val/`, a tenth of `train/` is held out for it; without `test/`, half of `val/`,
+            or another tenth of `train/` where there is neither.
         data_dir: where CIFAR-10 and the decoded tensors of image folders are kept.
         image_size: side, in pixels from 8 to 1024, that the images of a folder are brought to; the others have 32.
 
@@ -223,24 +233,50 @@ def _cifar10(data_dir: Path) -> Dataset:
 
 def _image_folder(folder: Path, data_dir: Path, image_size: int) -> Dataset:
     name = os.fspath(folder.resolve())
-    train_folder, test_folder = folder / "train", folder / "test"
-    check_links(folder, [train_folder, test_folder])
-    if not train_folder.is_dir():
-        raise InputError(f"{folder} has no train/ folder: put the images under {folder}/train/<class>/.")
-    if test_folder.is_dir() and test_folder.samefile(train_folder):
-        raise InputError(f"{test_folder} is the same folder as {train_folder}: put other images there, or remove it.")
-    found = read_image_folder(train_folder, data_dir, image_size)
-    pool, classes = _as_split(found), found.classes
-    if not test_folder.is_dir():
+    with readable():
+        parts = _parts(folder)
+    classes: tuple[str, ...] = ()
+
+    def read(part: str) -> Split:
+        nonlocal classes
+        found = read_image_folder(parts[part], data_dir, image_size)
+        classes = classes or found.classes
+        if found.classes != classes:
+            only = ", ".join(sorted(set(found.classes) ^ set(classes)))
+            raise InputError(f"{parts['train']} and {parts[part]} hold different classes: {only} is in one only.")
+        return _as_split(found)
+
+    pool = read("train")
+    if len(parts) == 1:
         return _held_out(name, pool, 0.1, 0.1, classes=classes)
-    val, rest = (pool.take(index) for index in split_indices(len(pool), 0.1))
-    # after those have been read into memory: what is free then decides for these
-    test = read_image_folder(test_folder, data_dir, image_size)
-    if test.classes != classes:
-        only = sorted(set(test.classes) ^ set(classes))
-        raise InputError(f"{train_folder} and {test_folder} hold different classes: {', '.join(only)} is in one only.")
-    held = _as_split(test).take(torch.arange(len(test.labels)))
-    return Dataset(name=name, train=rest, val=_in_memory(val), test=_in_memory(held), classes=classes)
+    # one after the other: what is free once the one is in memory decides for the next
+    if "val" not in parts:
+        val, train = (pool.take(index) for index in split_indices(len(pool), 0.1))
+    else:
+        train, val = _whole(pool), _whole(read("val"))
+        if "test" not in parts:  # not of the training images, which a network of the user's own may have learned from
+            test, val = (val.take(index) for index in split_indices(len(val), 0.5))
+    val = _in_memory(val)
+    if "test" in parts:
+        test = _whole(read("test"))
+    return Dataset(name=name, train=train, val=val, test=_in_memory(test), classes=classes)
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """The folders of images that there are, `train` first."""
+    places = {part: folder / part for part in ("train", "val", "test")}
+    check_links(folder, list(places.values()))
+    found = {part: place for part, place in places.items() if place.is_dir()}
+    if "train" not in found:
+        raise InputError(f"{folder} has no train/ folder: put the images under {folder}/train/<class>/.")
+    for one, other in itertools.combinations(found.values(), 2):
+        if other.samefile(one):
+            raise InputError(f"{other} is the same folder as {one}: put other images there, or remove it.")
+    return found
+
+
+def _whole(split: Split) -> Split:
+    return split.take(torch.arange(len(split)))
 
 
 def _in_memory(split: Split) -> Split:

@@ -142,6 +142,7 @@ def _imported(name: str) -> ModuleType:
 def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> None:
     with eval_mode(network):
         _try(network, name, num_classes, image_size)
+        _try(network, name, num_classes, image_size, count=1)  # as the last batch of a split may be
     weights = prunable_weights(network)
     if not weights:
         raise InputError(f"{name} has no Conv2d and no Linear layer, so there is nothing to prune.")
@@ -165,6 +166,14 @@ def _check(network: nn.Module, name: str, num_classes: int, image_size: int) -> 
             f"needs .clone() after it."
         ) from error
     _try(training, name, num_classes, image_size)  # which some networks give something else in
+    try:
+        with torch.enable_grad():
+            training(_zeros(training, TRIED, image_size)).sum().backward()
+    except Exception as error:
+        raise InputError(
+            f"{name} cannot be trained, its gradients fail ({_said(error)}): look for operations in place (x *= 2 in "
+            f"place of x = x * 2), and for parameters that are all frozen."
+        ) from error
 
 
 @torch.no_grad()
@@ -222,21 +231,25 @@ def _device(network: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def _try(network: nn.Module, name: str, num_classes: int, image_size: int) -> None:
-    images = torch.zeros(TRIED, 3, image_size, image_size, device=_device(network))
+def _try(network: nn.Module, name: str, num_classes: int, image_size: int, count: int = TRIED) -> None:
     try:
-        outputs = network(images)
+        outputs = network(_zeros(network, count, image_size))
     except Exception as error:  # the user's own code
         raise InputError(
             f"{name} fails on images of {image_size}×{image_size} pixels ({_said(error)}): take another image_size, or "
             f"mend it."
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.shape != (TRIED, num_classes):
+    if not isinstance(outputs, Tensor) or outputs.shape != (count, num_classes):
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
+        mend = "use its argument for the last layer" if count > 1 else "let no .squeeze() take the batch's axis away"
         raise InputError(
-            f"{name} gives {found} for {TRIED} images and {num_classes} classes; it has to give a tensor of "
-            f"{(TRIED, num_classes)}, in train mode too: use its argument for the last layer."
+            f"{name} gives {found} for {count} image{'s' if count > 1 else ''} and {num_classes} classes; it has to "
+            f"give a tensor of {(count, num_classes)}, in train mode too: {mend}."
         )
+
+
+def _zeros(network: nn.Module, count: int, image_size: int) -> Tensor:
+    return torch.zeros(count, 3, image_size, image_size, device=_device(network))
 
 
 def _said(error: BaseException) -> str:

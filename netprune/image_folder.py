@@ -8,7 +8,9 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from netprune.memory import fits
 IMAGE_SIZE, LEAST_SIZE, LARGEST_SIZE = 32, 8, 1024
 """Side of images in pixels: what is taken if nothing is said, and what may be asked for."""
 SIXTEEN_BITS = 2**16 - 1
-DECODING = 2
+BITS_A_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+"""Tags of a TIFF, and a value of the second."""
+DECODING = 3
 """Changes with what decoding gives, so that what is kept from before is not taken."""
 DECODED_BYTES = 4096 * 3 * IMAGE_SIZE**2
 """Of decoded images that are in memory at once."""
@@ -74,8 +78,9 @@ def read_image_folder(folder: Path, cache_dir: Path, image_size: int = IMAGE_SIZ
             8 to 1024.
     """
     check_image_size(image_size)
-    paths, classes = _list_images(folder)
-    stamps = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    with readable():
+        paths, classes = _list_images(folder)
+        stamps = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     key = hashlib.sha256(json.dumps([DECODING, str(folder.resolve()), image_size, stamps]).encode()).hexdigest()[:24]
     cache = cache_dir / f"images-{key}.npy"
     shape = (len(paths), 3, image_size, image_size)
@@ -94,6 +99,9 @@ def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     shown = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     check_links(folder, [entry for entry in shown if not entry.is_file()])
     classes = tuple(sorted(entry.name for entry in shown if entry.is_dir()))
+    for name in classes:
+        if os.fsencode(name) != name.encode(errors="replace"):  # no page, figure or terminal can show it
+            raise InputError(f"{folder} has a class whose name is no UTF-8, {name!a}: rename its folder.")
     found = {name: _images_below(folder, name) for name in classes}
     if not any(found.values()):
         raise InputError(f"{folder} holds no images: put them under {folder}/<class>/ ({', '.join(SUFFIXES[:4])}, …).")
@@ -107,7 +115,7 @@ def _list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
 
 def _images_below(folder: Path, name: str) -> list[Path]:
     found = []
-    for place, folders, files in os.walk(folder / name):
+    for place, folders, files in os.walk(folder / name, onerror=_raise):
         # not what notebooks and file managers keep for themselves
         folders[:] = [entry for entry in folders if not entry.startswith(".")]
         linked = [Path(place, entry) for entry in folders if Path(place, entry).is_symlink()]
@@ -117,6 +125,22 @@ def _images_below(folder: Path, name: str) -> list[Path]:
         found += [path for path in paths if path.suffix.lower() in SUFFIXES]
     check_links(folder, found)
     return found
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Within the body, what may not be looked at is refused by name: images that are left out in silence would make
+    another data set."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot read {error.filename} ({error.strerror}): mend its permissions, or remove it."
+        ) from None
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def check_links(folder: Path, entries: list[Path]) -> None:
@@ -171,15 +195,18 @@ def _decode_one(path: Path, image_size: int) -> np.ndarray[tuple[int, ...], np.d
 
 
 def _eight_bits(image: Any) -> Any:
-    """PIL cuts grey values of more than 8 bits off at 255: those of 16 are scaled, and wider ones are refused."""
+    """PIL cuts grey values of more than 8 bits off at 255: those of up to 16 are scaled, and wider ones are refused."""
     from PIL import Image
 
     if image.mode not in ("F", "I") and not image.mode.startswith("I;"):
         return image
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > SIXTEEN_BITS:
+    values, largest, tags = np.asarray(image), SIXTEEN_BITS, getattr(image, "tag_v2", {})  # the last of a TIFF alone
+    if tags:
+        largest = 2 ** max(tags.get(BITS_A_SAMPLE, (1,))) - 1
+    if image.mode == "F" or largest > SIXTEEN_BITS or values.min() < 0 or values.max() > largest:
         raise ValueError("its grey values are not of 8 or 16 bits")
-    return Image.fromarray(np.round(values / (SIXTEEN_BITS / 255)).astype(np.uint8))
+    scaled = np.round(values / (largest / 255)).astype(np.uint8)
+    return Image.fromarray(255 - scaled if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else scaled)
 
 
 def _from_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:

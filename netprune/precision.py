@@ -51,7 +51,8 @@ def fit_to_device(
         The recipe, and seconds an epoch.
 
     Raises:
-        InputError: for an unknown precision, or winograd on another device than a CPU.
+        InputError: for an unknown precision, winograd on another device than a CPU, or bf16 for a network that does
+            not train in it.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; it must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
@@ -64,6 +65,9 @@ def fit_to_device(
         found = Format(bf16=precision == "bf16", winograd=precision == "winograd", channels_last=True)
         if not trains_in(model, images[:FEW_IMAGES], split.labels[:FEW_IMAGES], found):
             found = Format(bf16=found.bf16)
+        few = images[:FEW_IMAGES], split.labels[:FEW_IMAGES]
+        if found.bf16 and not trains_in(model, *few, found) and trains_in(model, *few, Format()):
+            raise InputError("this network fails when it is trained in bf16, as its code stands: choose fp32 or auto.")
         seconds = training_seconds(model, images[:PROBE_IMAGES], split.labels[:PROBE_IMAGES], found)
         return replace(config, format=found), seconds * len(dataset.train)
     found, seconds = choose_format(model, images, split.labels)

@@ -85,6 +85,20 @@ class Moving(nn.Module):
 
 def moving(classes): return Moving(classes)
 
+class Squeezing(nn.Sequential):
+    def forward(self, images): return super().forward(images).squeeze()
+
+def squeezing(classes): return Squeezing(nn.Conv2d(3, classes, 1), nn.AdaptiveAvgPool2d(1))
+
+class InPlace(nn.Sequential):
+    def forward(self, images):
+        x = torch.sigmoid(self[0](images.flatten(1)))
+        x *= 2
+        return x
+
+def in_place(classes): return InPlace(nn.Linear(3 * 64, classes))
+def frozen(classes): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, classes)).requires_grad_(False)
+
 class OnZerosOnly(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -196,6 +210,9 @@ def test_find_factory_of_a_module_that_fails_is_one_sentence(own_module, source,
         ("moving", r"tensors that are not in their state_dict.*self\.register_buffer"),
         ("on_zeros_only", r"fails on random images in train mode \(ValueError: too bright\)"),
         ("never_the_same", r"does not build one and the same network each time"),
+        ("squeezing", r"gives \(4,\) for 1 image and 4 classes; .* \(1, 4\).*\.squeeze"),
+        ("in_place", r"cannot be trained, its gradients fail \(RuntimeError: .*inplace operation.*x = x \* 2"),
+        ("frozen", r"cannot be trained, its gradients fail .*frozen"),
         ("alone", r"cannot be copied by copy\.deepcopy.*there is only one"),
     ],
 )

@@ -1,7 +1,9 @@
 """Folders of images: their order, their cache, and folders that cannot be used."""
 
+import functools
 import os
 import shutil
+import struct
 import threading
 import tracemalloc
 
@@ -175,6 +177,42 @@ def test_read_image_folder_grey_image_of_16_bits_is_scaled(tmp_path, suffix):
     assert np.abs(image - ramp / 257).max() <= 0.5 + 1e-9
 
 
+def tiff(bits, photometric, data):
+    """16×16 grey pixels, as few tags as there can be."""
+    tags = {256: (3, 16), 257: (3, 16), 258: (3, bits), 259: (3, 1), 262: (3, photometric), 273: (4, 0), 277: (3, 1)}
+    tags |= {278: (3, 16), 279: (4, len(data))}
+    tags[273] = (4, 8 + 2 + 12 * len(tags) + 4)
+    listed = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + struct.pack("<HH" if kind == 3 else "<I", value, *[0] * (kind == 3))
+        for tag, (kind, value) in tags.items()
+    )
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + listed + bytes(4) + data
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "data", "grey"),
+    [
+        (16, 1, np.full(256, 0x4000, "<u2").tobytes(), 64),
+        (16, 0, np.full(256, 0x4000, "<u2").tobytes(), 191),
+        (8, 0, bytes([64]) * 256, 191),
+        (12, 1, bytes([0x7F, 0xF7, 0xFF]) * 128, 127),
+    ],
+    ids=["16 bits", "16 bits, white is zero", "8 bits, white is zero", "12 bits"],
+)
+def test_read_image_folder_grey_tiff_is_as_bright_as_its_tags_say(tmp_path, bits, photometric, data, grey):
+    make_folder(tmp_path / "in", count=1)
+    (tmp_path / "in" / "cat" / "x.tif").write_bytes(tiff(bits, photometric, data))
+    image = read_image_folder(tmp_path / "in", tmp_path / "cache").images[1]
+    assert (image == grey).all()
+
+
+def test_read_image_folder_grey_tiff_of_32_bits_is_refused_however_small_its_values(tmp_path):
+    make_folder(tmp_path / "in", count=1)
+    (tmp_path / "in" / "cat" / "x.tif").write_bytes(tiff(32, 1, np.full(256, 100, "<u4").tobytes()))
+    with pytest.raises(InputError, match=r"x\.tif is not a readable image \(its grey values are not of 8 or 16 bits\)"):
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+
+
 @pytest.mark.parametrize("values", [np.float32(0.5), np.int32(70_000), np.int32(-1)])
 def test_read_image_folder_grey_image_of_more_bits_is_refused_by_name(tmp_path, values):
     make_folder(tmp_path / "in", count=1)
@@ -277,14 +315,69 @@ def test_load_dataset_folder_is_copied_into_memory_once(tmp_path):
         assert torch.equal(part.images, images)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 5])
-def test_load_dataset_folder_of_few_images_has_no_empty_split_or_is_refused(tmp_path, count):
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_load_dataset_folder_of_too_few_images_to_be_split_is_refused(tmp_path, count):
     make_folder(tmp_path / "in" / "train", count=count)
-    try:
-        dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
-    except InputError:
-        return
-    assert min(len(part) for part in (dataset.train, dataset.val, dataset.test)) > 0
+    with pytest.raises(InputError, match="too few images to be split into train, validation and test: add some"):
+        load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+
+
+def test_load_dataset_folder_of_few_images_has_one_in_each_split(tmp_path):
+    make_folder(tmp_path / "in" / "train", count=5)
+    dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+    assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [8, 1, 1]
+
+
+def test_load_dataset_folder_with_val_keeps_all_of_train_for_training(tmp_path):
+    folders = {part: make_folder(tmp_path / "in" / part, count=n, seed=n) for part, n in (("train", 6), ("val", 4))}
+    stacked = {
+        part: np.stack([made[path].transpose(2, 0, 1) for path in sorted(made, key=str)])
+        for part, made in folders.items()
+    }
+    dataset = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+    assert np.array_equal(dataset.train.images, stacked["train"])
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).numpy()
+    for part, index in ((dataset.test, order[:4]), (dataset.val, order[4:])):
+        assert np.array_equal(part.images, stacked["val"][index])
+        assert part.labels.tolist() == (index >= 4).astype(int).tolist()
+    held = make_folder(tmp_path / "in" / "test", count=3, seed=1)
+    with_test = load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+    assert np.array_equal(with_test.train.images, stacked["train"])
+    assert np.array_equal(with_test.val.images, stacked["val"])
+    assert np.array_equal(with_test.test.images, np.stack([held[p].transpose(2, 0, 1) for p in sorted(held, key=str)]))
+
+
+@pytest.mark.parametrize("where", ["", "train", "train/cat", "train/cat/more"])
+def test_load_dataset_folder_of_which_a_part_may_not_be_read_is_refused_by_name(tmp_path, monkeypatch, where):
+    make_folder(tmp_path / "in" / "train")
+    make_folder(tmp_path / "in" / "train" / "cat" / "more")
+    closed, functions = os.fspath(tmp_path / "in" / where), {name: getattr(os, name) for name in ("scandir", "listdir")}
+
+    def forbid(path, function):  # root may read any
+        if os.fspath(path) == closed:
+            raise PermissionError(13, "Permission denied", closed)
+        return functions[function](path)
+
+    def stat(path, *rest, **options):
+        if os.fspath(path).startswith(f"{closed}/") and not where:
+            raise PermissionError(13, "Permission denied", closed)
+        return os_stat(path, *rest, **options)
+
+    os_stat = os.stat
+    with monkeypatch.context() as patch:
+        for name in functions:
+            patch.setattr(os, name, functools.partial(forbid, function=name))
+        patch.setattr(os, "stat", stat)
+        with pytest.raises(InputError, match=rf"cannot read {closed} \(Permission denied\): mend its permissions"):
+            load_dataset(str(tmp_path / "in"), tmp_path / "cache")
+
+
+def test_read_image_folder_of_a_class_whose_name_is_no_utf_8_is_refused(tmp_path):
+    make_folder(tmp_path / "in")
+    (tmp_path / "in" / "cat").rename(os.fsdecode(os.fsencode(tmp_path / "in") + b"/caf\xe9"))
+    with pytest.raises(InputError, match=r"a class whose name is no UTF-8, 'caf.*: rename its folder") as refused:
+        read_image_folder(tmp_path / "in", tmp_path / "cache")
+    assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize("link", ["cat/linked.png", "horse"], ids=["image", "class"])

@@ -12,6 +12,7 @@ from netprune.errors import InputError
 from netprune.models import weights_digest
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.recipes import TrainConfig
+from netprune.scanner import scan
 from netprune.training import train
 
 SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
@@ -81,6 +82,45 @@ def test_train_of_a_network_that_runs_contiguous_only_learns_in_any_precision(ti
     config = replace(SHORT, max_lr=0.01)
     results = train(contiguous_net, tiny_dataset, fit_to_device(contiguous_net, tiny_dataset, config, precision)[0])
     assert results[-1].train_loss < results[0].train_loss
+
+
+class Selecting(nn.Module):
+    """Puts what a layer computes into a tensor of its own making, which is fp32."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, stride=4, padding=1), nn.Linear(256, 3)
+
+    def forward(self, images):
+        x = self.conv(images)
+        kept = torch.zeros(x.shape)
+        kept[x > 0] = x[x > 0]
+        return self.fc(kept.flatten(1))
+
+
+class Averaging(Selecting):
+    """Moves a statistic of fp32 towards what a layer computes, in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4, 8, 8))
+
+    def forward(self, images):
+        x = self.conv(images)
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return self.fc((x - self.mean).flatten(1))
+
+
+@pytest.mark.parametrize("network", [Selecting, Averaging])
+def test_network_that_fails_in_bf16_alone_is_fitted_trained_and_scanned_in_fp32(tiny_dataset, network, monkeypatch):
+    monkeypatch.setattr(compute, "HOPELESS", float("inf"))
+    config, _ = fit_to_device(network(), tiny_dataset, TrainConfig(epochs=1, batch_size=16))
+    assert not config.format.bf16
+    train(network(), tiny_dataset, config)
+    scan(network(), tiny_dataset)
+    with pytest.raises(InputError, match=r"fails when it is trained in bf16, .*: choose fp32 or auto"):
+        fit_to_device(network(), tiny_dataset, TrainConfig(), "bf16")
 
 
 def test_fit_to_device_of_an_unknown_precision_names_the_known_ones(tiny_dataset, tiny_net):
