@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ from sweeps.progress import Voice, detail, duration, speaking
 from sweeps.secrets import masked
 from sweeps.storage import storage_errors, storage_message
 from sweeps.store import STORE_ERRORS, open_store, store_message
+from sweeps.system import system_message
 
 EXIT_INTERRUPTED = 130
 EXIT_CODES = (
@@ -78,6 +80,8 @@ def _guarded(function: Callable[..., None], several: bool) -> Callable[..., None
     @functools.wraps(function)
     def guarded(*, verbose: bool, quiet: bool, **options: Any) -> None:
         team, start = ALONE, time.monotonic()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that has no → or ± shall not lose the result
         voice = Voice.VERBOSE if verbose else Voice.QUIET if quiet else Voice.NORMAL
         try:
             team = distributed.launched()
@@ -98,6 +102,11 @@ def _guarded(function: Callable[..., None], several: bool) -> Callable[..., None
             _end(team, f"Error: the study's storage answered: {storage_message(error)}.", trace=verbose)
         except STORE_ERRORS as error:
             _end(team, f"Error: {store_message(error)}", trace=verbose)
+        except (OSError, RuntimeError, MemoryError) as error:
+            said = system_message(error)
+            if not said:
+                raise
+            _end(team, f"Error: {masked(said)}", trace=verbose)
         except KeyboardInterrupt:
             _end(team, "Interrupted: the run is closed as KILLED; what was kept is in it.", EXIT_INTERRUPTED)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -22,11 +23,20 @@ class ProcessId:
     pid: int
     born: float
     """When the process started, as its machine counts (`_born`): process ids are used again."""
+    host: str = ""
+    """What stays of the machine when it is started again: its name and its own number."""
+    boot: str = ""
+    """What does not."""
+    seen: float = 0.0
+    """When it said this, in seconds since 1970."""
 
     @classmethod
     def mine(cls) -> ProcessId:
         """Of this process."""
-        return cls(machine=this_machine(), pid=os.getpid(), born=_born(os.getpid()))
+        pid = os.getpid()
+        return cls(
+            machine=this_machine(), pid=pid, born=_born(pid), host=this_host(), boot=this_boot(), seen=time.time()
+        )
 
     @classmethod
     def from_text(cls, text: str) -> ProcessId:
@@ -43,9 +53,11 @@ class ProcessId:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has ended, as far as can be seen from here: of another machine's processes nothing can."""
+        """Whether it has ended, as far as can be seen from here: of another machine's processes nothing can, but that
+        this machine has been started again since."""
         if not self.is_here:
-            return False
+            same_host = bool(self.host and self.boot) and self.host == this_host()
+            return same_host and self.boot != this_boot() and self.seen < psutil.boot_time()
         try:
             return _born(self.pid) != self.born
         except psutil.NoSuchProcess:
@@ -55,11 +67,28 @@ class ProcessId:
 @cache
 def this_machine() -> str:
     """The same for all processes that can see one another."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):  # Linux has both
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    parts = [socket.gethostname(), this_boot()]
+    with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
+    return " ".join(filter(None, parts))
+
+
+@cache
+def this_host() -> str:
+    """The same after the machine has been started again; empty where it has no number of its own, as a name alone may
+    be that of others."""
+    with suppress(OSError):
+        number = Path("/etc/machine-id").read_text().strip()
+        return f"{socket.gethostname()} {number}" if number else ""
+    return ""
+
+
+@cache
+def this_boot() -> str:
+    """Another each time the machine is started; empty where it does not say (Linux does)."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
 
 
 def _born(pid: int) -> float:

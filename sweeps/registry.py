@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,9 +31,13 @@ TRIAL = "trial_run_id"
 """Version tag: the run that made the network of a version."""
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "safetensors", "zstandard", "constriction", "psutil")
 """What netprune's library imports, and a logged model needs where it is loaded."""
-REFUSED = "/:?'"
-"""Characters that no registered model's name may have: MLflow refuses the first two, `?` ends the path of a URI, and a
-quote the text in a filter."""
+REFUSED = "/:?@'"
+"""Characters that no registered model's name may have: MLflow refuses the first two, `?` ends the path of a URI, `@` a
+name before its alias, and a quote the text in a filter."""
+
+
+SCHEMES = re.compile(r"(runs|models):/|[^:]*\Z")
+"""Of what names a model: a run's address in the browser, say, does not."""
 
 
 def require_name(name: str) -> None:
@@ -190,6 +195,8 @@ def fetch_model(uri: str, model: str = "") -> tuple[PackedModel, str | None]:
     Raises:
         InputError: if the store has no such model, or it is of the user's own class and `model` builds no such network.
     """
+    if not SCHEMES.match(uri):
+        raise InputError(f"model_uri is {uri}; name a run id, models:/<name>/<version> or models:/<name>@<alias>.")
     full = uri if ":/" in uri else f"runs:/{uri}"
     if full.startswith("runs:/") and full.count("/") == 1:
         full = f"{full}/{MODEL_NAME}"

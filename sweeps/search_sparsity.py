@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -101,7 +102,8 @@ def closing(outcome: SearchOutcome) -> str:
         elif outcome.confirmed:
             lines.append("  confirmed  none")
     if any(one.confirmed for one in outcome.floors):
-        lines.append(f"next: python -m sweeps.register --study-name {outcome.study_name}{model_words(outcome.own)}")
+        study = shlex.quote(outcome.study_name)
+        lines.append(f"next: python -m sweeps.register --study-name {study}{model_words(outcome.own)}")
     return "\n".join(lines)
 
 

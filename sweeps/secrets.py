@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s:/]*):\S*@")
-"""To the last @ of a word: a password may hold others, and so may a user's name."""
+CREDENTIALS = re.compile(
+    r"(?P<scheme>[A-Za-z][\w+.-]*://)(?P<user>[^\s:/]*):(?!\d+(?:[\s/,;)]|\.?$))(?:(?!://).)*@", re.MULTILINE
+)
+"""To the last @ before another address: a password may hold others, and blanks, and so may a user's name hold an @. A
+number that ends there is no password but a port."""
 QUERY = re.compile(r"(?P<name>[?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 
 
@@ -22,5 +25,7 @@ def masked(text: str) -> str:
     'postgresql://db/study?user=me&password=***&sslmode=require'
     >>> masked("http://host:5000 and me@example.org")
     'http://host:5000 and me@example.org'
+    >>> masked("storage postgresql://me:two words@host/db cannot be used")
+    'storage postgresql://me:***@host/db cannot be used'
     """
     return QUERY.sub(r"\g<name>***", CREDENTIALS.sub(r"\g<scheme>\g<user>:***@", text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,12 @@ def open_store() -> None:
 def where_to_look() -> str:
     """What shows the store's runs: a command, or the address of its server."""
     uri = mlflow.get_tracking_uri()
-    return masked(uri) if urlsplit(uri).scheme in ("http", "https") else "mlflow ui"
+    if urlsplit(uri).scheme in ("http", "https"):
+        return masked(uri)
+    # it does not heed MLFLOW_TRACKING_URI, but takes the store of the working directory
+    database = _database(uri)
+    here = database is not None and database.absolute() == Path.cwd() / "mlflow.db"
+    return "mlflow ui" if here else f"mlflow ui --backend-store-uri {shlex.quote(masked(uri))}"
 
 
 @contextmanager

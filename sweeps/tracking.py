@@ -280,6 +280,24 @@ def find_run(run_id: str) -> FoundRun:
         raise InputError(f"there is no run {run_id} in {masked(mlflow.get_tracking_uri())}.") from None
 
 
+def require_run(run_id: str, what: str) -> None:
+    """Refuse to go on with what the store has no run of, or none that has not been deleted.
+
+    Raises:
+        InputError: naming it and the store.
+    """
+    try:
+        if mlflow.get_run(run_id).info.lifecycle_stage == "active":
+            return
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    raise InputError(
+        f"the run of {what} is not in the MLflow store {masked(mlflow.get_tracking_uri())}: set MLFLOW_TRACKING_URI to "
+        f"the store that it was made in, restore the run if it was deleted, or take another study_name."
+    )
+
+
 def _found(run: Run) -> FoundRun:
     data = run.data
     params = {_name(key): value for key, value in data.params.items()}

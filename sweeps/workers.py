@@ -90,7 +90,9 @@ def _without(words: Sequence[str]) -> list[str]:
 
 def _environment(index: int, count: int, device: str) -> Mapping[str, str]:
     """Threads and GPUs so that workers do not fight; no run of MLflow's to be taken over by accident."""
-    threads = max(1, (os.cpu_count() or 1) // count)
+    asked = os.environ.get("OMP_NUM_THREADS", "")  # where the cores are shared with others
+    cores = min(os.cpu_count() or 1, int(asked) if asked.isdecimal() and int(asked) else sys.maxsize)
+    threads = max(1, cores // count)
     kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
     kept |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0

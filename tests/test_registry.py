@@ -98,7 +98,7 @@ def test_register_model_that_fails_leaves_aliases_where_they_were(store, monkeyp
     assert [int(v.version) for v in mlflow.MlflowClient().search_model_versions("name = 'small'")] == [first]
 
 
-@pytest.mark.parametrize("name", ["a/b", "a:b", "bob's", "why?", "a\nb", "..", " "])
+@pytest.mark.parametrize("name", ["a/b", "a:b", "a@b", "bob's", "why?", "a\nb", "..", " "])
 def test_register_under_a_name_that_cannot_be_one_is_refused_before_anything(monkeypatch, name):
     monkeypatch.setattr("sweeps.stages.registering.find_study", lambda *_: pytest.fail("it has looked for the study"))
     with pytest.raises(InputError, match=r"model_name is .* such as net10-photos"):
@@ -107,7 +107,7 @@ def test_register_under_a_name_that_cannot_be_one_is_refused_before_anything(mon
 
 def test_default_name_of_a_folder_with_an_odd_name_is_one_that_can_be_registered_and_found(store):
     _, header, data = packed()
-    name = registry.default_name("net10", "why: bob's\n?")
+    name = registry.default_name("net10", "why: bob's@home\n?")
     registry.require_name(name)
     with tracking.tracked_run("register", "r", {}) as run_id:
         uri = registry.log_model(data, header)
@@ -149,7 +149,17 @@ def test_file_of_the_store_is_read_whatever_its_size(store, monkeypatch, read):
     assert weights_digest(read(path, run_id)) == weights_digest(model)
 
 
-@pytest.mark.parametrize("uri", ["0" * 32, "runs:/" + "1" * 32, "models:/none@champion", "models:/none/1", "nonsense"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "0" * 32,
+        "runs:/" + "1" * 32,
+        "models:/none@champion",
+        "models:/none/1",
+        "nonsense",
+        "http://localhost:5000/#/experiments/1/runs/abc",
+    ],
+)
 def test_fetch_model_of_an_unknown_uri_names_the_forms(store, uri):
     with pytest.raises(InputError, match=r"models:/<name>@<alias>"):
         registry.fetch_model(uri)

@@ -378,6 +378,29 @@ def test_search_command_of_weights_names_the_file_and_its_architecture(source):
         assert (again["model_uri"], again["adapt_head"], again["dataset"]) == ("", True, "tiny")
 
 
+@pytest.mark.parametrize(("named", "dataset"), [(True, "tiny"), (False, "auto")])
+def test_first_search_command_names_the_data_where_the_user_did(source, named, dataset):
+    assert options(first_search_command(replace(source, data_named=named)))["dataset"] == dataset
+
+
+def test_next_command_of_a_study_with_an_odd_name_is_one_word_in_a_shell():
+    won = Confirmed(
+        trial=1,
+        run_ids=("a", "b"),
+        accuracies=(0.9, 0.9),
+        average=None,
+        run_id="a",
+        trained=1.0,
+        images_had=2.0,
+        size_bytes=5000,
+        lower=0.88,
+    )
+    floors = (searching.FloorOutcome(0.87, None, won),)
+    outcome = searching.SearchOutcome("my <b>study</b> & co", "r", 1, floors, confirmed=True)
+    last = search_sparsity.closing(outcome).splitlines()[-1]
+    assert shlex.split(last)[-2:] == ["--study-name", "my <b>study</b> & co"]
+
+
 def test_report_shows_the_scan_that_the_study_went_by(source, blank, monkeypatch):
     drawn = []
     monkeypatch.setattr("sweeps.figures.sensitivity_curves", lambda found: drawn.append(found.to_json()) or Figure())

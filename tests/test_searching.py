@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -45,6 +46,7 @@ from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE, Start
 from sweeps.stages.studies import find_study
 from sweeps.stages.trials import START
 from sweeps.storage import open_storage
+from sweeps.store import open_store
 from sweeps.study import FAILURES
 from sweeps.table import count, percent, trial_name
 
@@ -987,6 +989,27 @@ def test_register_logs_the_accuracy_of_the_file_that_is_loaded(searched, source)
     assert outcome.versions[0].measured.test_accuracy == found.accuracy
     assert runs("register")[0].data.metrics["test_accuracy"] == found.accuracy
     assert find_study("small").winners()[0].run.run_id == runs("register")[0].data.params["register.trial_run_id"]
+
+
+@pytest.mark.parametrize("lost", ["store", "run"])
+def test_search_whose_study_was_made_in_another_store_or_whose_run_was_deleted_says_so(source, fresh_database, lost):
+    run_search(source, replace(REQUEST, trials=1, confirm_seeds=0))
+    (study,) = runs("search")
+    if lost == "store":
+        mlflow.set_tracking_uri("sqlite:///other.db")
+        shutil.copy(fresh_database, "other.db")
+        open_store()
+    else:
+        mlflow.delete_run(study.info.run_id)
+    with pytest.raises(
+        InputError, match=r"the run of study small is not in the MLflow store .*MLFLOW_TRACKING_URI"
+    ):
+        run_search(source, replace(REQUEST, trials=2, confirm_seeds=0))
+
+
+def test_find_study_with_double_quotes_is_refused_in_a_sentence(store):
+    with pytest.raises(InputError, match="no study has a name with double quotes"):
+        find_study('a"b')
 
 
 @pytest.mark.parametrize(

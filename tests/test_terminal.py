@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 import pytest
+import requests
+import torch
 from click.testing import CliRunner
 
 from netprune.errors import InputError
@@ -28,6 +30,14 @@ def work(fail):
         if fail:
             raise InputError(fail)
     click.echo("result")
+
+
+def run_raising(error, *flags):
+    @command("python -m sweeps.nothing")
+    def raising():
+        raise error
+
+    return CliRunner().invoke(raising, list(flags))
 
 
 def run(*arguments):
@@ -67,6 +77,44 @@ def test_command_that_fails_says_one_sentence_and_verbose_the_traceback_before_i
     assert found.stderr.splitlines()[-1] == "Error: mend it."
     assert ("Traceback" in found.stderr) == ("-v" in flags)
     assert found.stdout == ""
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b"), r"refuses /a/b \(Permission denied\): mend its permissions"),
+        (OSError(28, "No space left on device"), r"refuses that \(No space left on device\): make room, and give the"),
+        (requests.HTTPError("413 Client Error: http://me:secret@host/"), r"413 Client Error: http://me:\*\*\*@host/\."),
+        (MemoryError(), "memory is not enough.*smaller batch_size"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), "memory is not enough"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "memory is not enough"),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["-v"]])
+def test_command_to_which_the_system_refuses_something_ends_in_one_sentence(error, said, flags):
+    found = run_raising(error, *flags)
+    assert found.exit_code == 1
+    assert re.fullmatch(f"Error: .*{said}.*", found.stderr.splitlines()[-1])
+    assert ("Traceback" in found.stderr) == ("-v" in flags)
+    assert "secret" not in found.stderr
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), KeyError("another")])
+def test_command_with_a_defect_is_not_taken_for_one_that_the_system_refused(error):
+    assert run_raising(error).exception is error
+
+
+@pytest.mark.usefixtures("store")
+def test_command_whose_output_goes_where_not_all_letters_are_known_says_its_result():
+    @command("python -m sweeps.nothing")
+    def arrow():
+        click.echo("a → b ± c")
+
+    found = CliRunner(charset="latin-1").invoke(arrow)
+    assert found.exit_code == 0, found.output
+    assert found.stdout == "a ? b ± c\n"
 
 
 @pytest.mark.usefixtures("store")

@@ -12,9 +12,9 @@ import mlflow
 import pytest
 
 from netprune.errors import InputError
-from sweeps import artifacts, interrupts, tracking
+from sweeps import artifacts, interrupts, processes, tracking
 from sweeps.experiment import NetpruneExperimentProvider
-from sweeps.processes import ProcessId, this_machine
+from sweeps.processes import ProcessId, this_boot, this_machine
 from sweeps.store import STORE_ERRORS, open_store, where_to_look
 
 
@@ -228,6 +228,29 @@ def test_open_store_closes_what_a_killed_process_left_open_and_nothing_else(stor
         assert tracking.find_run(shared.info.run_id).status == "RUNNING"
 
 
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({}, "KILLED"),
+        ({"host": "another name and number"}, "RUNNING"),
+        ({"host": ""}, "RUNNING"),
+        ({"boot": this_boot()}, "RUNNING"),
+        ({"seen": 9e9}, "RUNNING"),
+    ],
+    ids=["started again", "another machine", "no number", "another container", "twins"],
+)
+def test_open_store_closes_what_was_open_when_this_machine_was_started_again(store, monkeypatch, change, status):
+    monkeypatch.setattr(processes, "this_host", lambda: "name and number")
+    said = {"machine": "of the last boot", "pid": 1, "born": 1.0, "host": "name and number", "boot": "b", "seen": 9.0}
+    with tracking.tracked_run("train", "mine", {}) as mine:
+        experiment = mlflow.get_run(mine).info.experiment_id
+        opener = {tracking.PROCESS + "k": str(ProcessId(**{**said, **change}))}
+        open_run = mlflow.MlflowClient().create_run(experiment, tags=opener).info.run_id
+        open_store()
+        assert tracking.find_run(open_run).status == status
+        assert tracking.find_run(mine).status == "RUNNING"
+
+
 def test_layers_of_any_name_are_logged_apart_and_found_by_their_names(store):
     letters = ("conv+relu", "f(x)", "a@b", "c,d", "a:b", "a:3a:b", "Größe", "\N{CROSS MARK}", "50 %", "a b", "x\ny")
     layers = [*letters, "a//b", "a/", "/a", "a/./b", "a/../b", ".."]
@@ -313,6 +336,11 @@ def test_open_store_in_a_folder_whose_name_is_quoted_in_addresses_opens_it_again
     ("uri", "look"),
     [
         ("sqlite:///mlflow.db", "mlflow ui"),
+        ("sqlite:////else where/mlflow.db", "mlflow ui --backend-store-uri 'sqlite:////else where/mlflow.db'"),
+        (
+            "postgresql://me:secret@host/db",
+            "mlflow ui --backend-store-uri 'postgresql://me:***@host/db'",
+        ),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
         ("https://me:secret@mlflow.example/", "https://me:***@mlflow.example/"),
     ],

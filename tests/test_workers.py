@@ -94,11 +94,19 @@ def test_worker_environment_shares_cores_and_gpus_and_leaves_the_run_behind(monk
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = [_environment(i, 3, "auto") for i in range(3)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["3", "5", "3"]
     assert _environment(0, 3, "cuda:1")["CUDA_VISIBLE_DEVICES"] == "3,5", "cuda:1 is the second that this process sees"
     assert {one["OMP_NUM_THREADS"] for one in found} == {"2"}
     assert not any("MLFLOW_RUN_ID" in one for one in found)
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("6", "3"), ("1", "1"), ("99", "4"), ("", "4"), ("0", "4"), ("x", "4")])
+def test_worker_environment_keeps_to_the_threads_that_the_user_allows(monkeypatch, asked, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert _environment(0, 2, "cpu")["OMP_NUM_THREADS"] == threads
 
 
 @pytest.mark.slow

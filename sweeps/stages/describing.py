@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def study_note(study: FoundStudy) -> str:
         *(f"{_sure(one)}\n\n{_load(study, one.run, tested.get(one.run.run_id))}" for one in won),
         *([] if won else [_unsure(study)]),
         f"Data: {data}{_images(metrics, 'train', 'val')}. Seed {params['search.seed']} for sampler and trials.",
-        f"All of it on one page: the artifact `report.html`, which `python -m sweeps.report --study-name {study.name}"
-        f"{f' --model {study.own}' if study.own else ''}` makes.",
+        f"All of it on one page: the artifact `report.html`, which `python -m sweeps.report --study-name "
+        f"{shlex.quote(study.name)}{f' --model {study.own}' if study.own else ''}` makes.",
     ]
     return "\n\n".join(parts)[: tracking.NOTE_LETTERS]
 

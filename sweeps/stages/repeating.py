@@ -61,7 +61,7 @@ def search_command(study: FoundStudy, **changes: int) -> str:
 def first_search_command(source: Source) -> str:
     """A search of what a stage has worked on."""
     params = source.record()
-    data = {name: params[name] for name in ("dataset", "image_size", "data_dir")} if source.asked.weights else {}
+    data = {name: params[name] for name in ("dataset", "image_size", "data_dir")} if source.data_named else {}
     return _command("search_sparsity", {**_source(params), **data})
 
 

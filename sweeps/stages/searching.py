@@ -124,6 +124,8 @@ def _at_work(
     config = {**source.record(), **options, "study_name": study.name}
     _wait_for_run(study, shared=bool(request.storage))
     known = study.run_id
+    if known is not None:
+        tracking.require_run(known, f"study {study.name}")
     tags = {tracking.STUDY: study.name}
     if request.storage:
         tags[tracking.STORAGE] = masked(request.storage)

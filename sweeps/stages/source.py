@@ -62,6 +62,8 @@ class Source:
     """As the user named it."""
     bounds: Bounds | None = None
     """Which layers may be pruned, and how far; None: all, altogether."""
+    data_named: bool = True
+    """Whether the user named the data; else they are what the network was trained on."""
 
     @property
     def own(self) -> str:
@@ -128,6 +130,7 @@ def _from_store(source: SourceRequest, data: DataRequest) -> Source:
     side = packed.header.image_size
     if data.image_size not in (None, side):
         raise InputError(f"{uri} takes images of {side}×{side}, not {data.image_size}: leave image_size at auto.")
+    named = data.dataset != AUTO
     data = replace(data, **known, image_size=side).resolved()
     dataset, device = open_data(data)
     if len(dataset.classes) != len(packed.header.classes):
@@ -136,7 +139,7 @@ def _from_store(source: SourceRequest, data: DataRequest) -> Source:
             f"name the data it was trained on with dataset."
         )
     header = replace(packed.header, dense_digest=weights_digest(packed.model))
-    return Source(packed.model.to(device), header, dataset, data, uri)
+    return Source(packed.model.to(device), header, dataset, data, uri, data_named=named)
 
 
 def _from_weights(source: SourceRequest, data: DataRequest) -> Source:

@@ -193,6 +193,8 @@ def find_study(name: str, model: str = "") -> FoundStudy:
     Raises:
         InputError: if the store has none.
     """
+    if '"' in name:
+        raise InputError(f"study_name is {name!r}, and no study has a name with double quotes: leave them out.")
     tags = {tracking.STAGE: "search"} | ({tracking.STUDY: name} if name else {})
     # a study that was interrupted has trials too
     runs = tracking.find_runs(tags, statuses=("FINISHED", "KILLED", "FAILED", "RUNNING"), limit=EVERY)
