@@ -80,8 +80,8 @@ class Team(Place):
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes, of any shape; in place."""
         if not self.alone:
+            value /= self.size  # first: the sum of a mask's largest numbers would be infinite
             dist.all_reduce(value)
-            value /= self.size
         return value
 
     def gathered(self, value: T) -> list[T]:

@@ -91,7 +91,9 @@ def data_options(default: str, auto: tuple[str, str, str] = OF_A_MODEL) -> Decor
             default=AUTO if recorded else DEFAULT_DATA_DIR,
             help=f"Where CIFAR-10 and decoded image folders are kept{kept}",
         ),
-        click.option("--device", default="auto", help="cpu, cuda, cuda:1, mps …; auto: the first CUDA GPU, else cpu."),
+        click.option(
+            "--device", default="auto", help="cpu, cuda, or cuda:1 and so on; auto: the first CUDA GPU, else cpu."
+        ),
     )
 
 

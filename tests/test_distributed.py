@@ -183,6 +183,7 @@ def equalised(team):
         for tensor in (*network.parameters(), network[1].running_mean, network[1].running_var):
             tensor.fill_(1.0 + team.rank)
         network[1].num_batches_tracked.fill_(7 + team.rank)
+    network.register_buffer("mask", torch.full((2,), torch.finfo(torch.float32).min))
     team.equalise(network)
     return copy.deepcopy(network.state_dict())
 
@@ -329,6 +330,7 @@ def test_equalise_averages_running_statistics_and_takes_the_rest_from_the_first(
     for seen in both:
         state = seen["equalised"]
         assert int(state.pop("1.num_batches_tracked")) == 7
+        assert (state.pop("mask") == torch.finfo(torch.float32).min).all(), "their sum is not finite"
         means = {name: value.unique().tolist() for name, value in state.items()}
         averaged = ("1.running_mean", "1.running_var")
         assert means == {name: [1.5] if name in averaged else [1.0] for name in means}

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from netprune import recording
+from netprune.errors import InputError
 from netprune.models import Architecture, build_model
 from netprune.recording import RECORDED_AFTER, Recorded, recordable
 from sweeps.stages.data import find_device
@@ -158,3 +159,8 @@ def test_find_device_of_a_numbered_gpu_makes_it_the_current_one(monkeypatch, nam
     monkeypatch.setattr(torch.cuda, "set_device", made_current.append)
     assert find_device(name) == torch.device(name)
     assert made_current == current
+
+
+def test_find_device_of_a_kind_that_has_no_float64_or_no_values_is_refused():
+    with pytest.raises(InputError, match="device 'meta' is none that netprune runs on: take auto, cpu or cuda"):
+        find_device("meta")

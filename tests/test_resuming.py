@@ -1,5 +1,6 @@
 """Which interrupted training a new one goes on with, and what is in the run of one that was interrupted again."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,23 @@ def test_train_resumed_and_stopped_before_an_epoch_is_over_can_be_resumed(stoppe
     third = run_training(replace(REQUEST, resume=again))
     assert resumed_from(third.run_id) == again
     assert tracking.find_run(third.run_id).metrics["epoch"] == 3
+
+
+OWN = """
+from torch import nn
+def network(classes):
+    return nn.Sequential(nn.Conv2d(3, {0}, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear({0}, classes))
+"""
+
+
+def test_train_of_code_that_was_changed_is_not_resumed_and_opens_no_run(stopped, own_module, store):
+    request = replace(REQUEST, source=SourceRequest(model=f"{own_module(OWN.format(6))}:network"))
+    run_id = stopped(1, request)
+    del sys.modules["mynet"]
+    own_module(OWN.format(8))
+    with pytest.raises(InputError, match=f"run {run_id} trained a network of other layers .*: put the code back"):
+        run_training(replace(request, resume=NEWEST))
+    assert len(tracking.find_runs({tracking.STAGE: "train"}, statuses=("FAILED", "RUNNING", "FINISHED"))) == 1
 
 
 def test_train_that_fails_after_its_last_epoch_is_resumed_to_its_model(stopped):

@@ -1001,9 +1001,7 @@ def test_search_whose_study_was_made_in_another_store_or_whose_run_was_deleted_s
         open_store()
     else:
         mlflow.delete_run(study.info.run_id)
-    with pytest.raises(
-        InputError, match=r"the run of study small is not in the MLflow store .*MLFLOW_TRACKING_URI"
-    ):
+    with pytest.raises(InputError, match=r"the run of study small is not in the MLflow store .*MLFLOW_TRACKING_URI"):
         run_search(source, replace(REQUEST, trials=2, confirm_seeds=0))
 
 

@@ -268,6 +268,14 @@ def test_train_with_an_average_gives_back_the_running_mean_of_the_weights(tiny_d
     assert results[-1].val == evaluate(averaged, tiny_dataset.val, tiny_dataset)
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.finfo(torch.float32).min])
+def test_train_with_an_average_keeps_what_is_infinite_as_it_is(tiny_dataset, tiny_net, value):
+    tiny_net.register_buffer("mask", torch.full((2,), value))
+    (result,) = train(tiny_net, tiny_dataset, replace(SHORT, ema=0.9, epochs=1))
+    assert torch.equal(tiny_net.mask, torch.full((2,), value))
+    assert math.isfinite(result.val.loss)
+
+
 def test_train_with_an_average_and_masks_keeps_both_exact(tiny_dataset, tiny_net):
     masks = make_masks(tiny_net, dict.fromkeys(prunable_weights(tiny_net), 0.7))
     apply_masks(tiny_net, masks)

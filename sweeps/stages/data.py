@@ -53,7 +53,7 @@ class DataRequest:
 
 
 def find_device(name: str) -> torch.device:
-    """`auto` → the first GPU if there is one, else the CPU; any other name as torch knows it.
+    """`auto` → the first CUDA GPU if there is one, else the CPU; `cpu`, `cuda`, `cuda:1` and so on as torch knows them.
 
     A GPU that is named by its number becomes the current one: only on that are passes recorded.
 
@@ -67,6 +67,8 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"device {name!r} is not available here: take auto or cpu.") from None
+    if device.type not in ("cpu", "cuda"):  # sums are taken in float64, which Apple's GPUs, say, do not have
+        raise InputError(f"device {name!r} is none that netprune runs on: take auto, cpu or cuda.")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device

@@ -19,7 +19,7 @@ from netprune.data import Dataset
 from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
-from netprune.models import Architecture, load_weights, read_state_dict
+from netprune.models import Architecture, differing_head, load_weights, read_state_dict
 from netprune.packing import header_for, pack
 from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
@@ -95,6 +95,7 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
     earlier = _interrupted(request.resume, config) if request.resume else None
     if earlier:
         check_data(dataset, earlier.run_id, f"run {earlier.run_id}")
+        _check_network(model, earlier)
     name = f"train {ready.short_name} on {Path(data.dataset).name}"
     tags = {RESUMED_FROM: earlier.run_id} if earlier else {}
     run = tracking.tracked_run("train", name, config, tags=tags, system_metrics=True)
@@ -262,6 +263,20 @@ def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
         then, now = ({n: c.get(n) for n in differing} for c in (begun, config))
         raise InputError(f"run {run} was trained with {_pairs(then)}, not {_pairs(now)}: give it the same options.")
     return _Interrupted(run, content)
+
+
+def _check_network(model: nn.Module, earlier: _Interrupted) -> None:
+    """Refuse to go on with another network: the user's own code may have been changed since."""
+    state = earlier.content["snapshot"]["model"]
+    try:
+        same = not differing_head(model, {name: tensor.shape for name, tensor in state.items()})
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(
+            f"run {earlier.run_id} trained a network of other layers than its function builds now: put the code back "
+            f"as it was, or start without resume."
+        )
 
 
 def _newest(config: dict[str, Any]) -> str:
