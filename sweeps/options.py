@@ -73,8 +73,22 @@ OF_A_STUDY = (
 
 
 def data_options(default: str, auto: tuple[str, str, str] = OF_A_MODEL) -> Decorator:
-    """`--dataset`, `--image-size`, `--data-dir` and `--device`: see `DataRequest.of`."""
+    """`--dataset`, `--image-size`, `--data-dir`, `--device` and, but for a study, `--mean` and `--std`: see
+    `DataRequest.of`."""
     recorded = default == AUTO
+    trained = "the model's own; with --weights " if recorded else ""
+    normalised = [
+        click.option(
+            f"--{name}",
+            default=AUTO,
+            help=f"{what} that the network's images are normalised with: of pixels in [0, 1], three numbers, such as "
+            f"{example}; auto: {trained}CIFAR-10's.",
+        )
+        for name, what, example in (
+            ("mean", "Mean", "0.485,0.456,0.406"),
+            ("std", "Standard deviation", "0.229,0.224,0.225"),
+        )
+    ]
     dataset, size, kept = (f"; {each}." for each in auto) if recorded else "..."
     return _stack(
         click.option(
@@ -94,6 +108,7 @@ def data_options(default: str, auto: tuple[str, str, str] = OF_A_MODEL) -> Decor
         click.option(
             "--device", default="auto", help="cpu, cuda, or cuda:1 and so on; auto: the first CUDA GPU, else cpu."
         ),
+        *([] if auto is OF_A_STUDY else normalised),
     )
 
 

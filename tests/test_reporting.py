@@ -369,6 +369,18 @@ def test_search_command_of_a_study_is_one_that_asks_for_it_again(searched, sourc
     assert (more["trials"], more["epochs"]) == (9, 0), "a budget that is spent would leave nothing to them"
 
 
+def test_study_of_another_normalisation_keeps_it_for_the_commands_after_it(source):
+    run_search(
+        replace(source, data=replace(DATA, mean=(0.485, 0.456, 0.406), std=(1.0, 1.0, 1.0))),
+        replace(REQUEST, trials=1, confirm_seeds=0),
+    )
+    study = find_study("small")
+    found = study.data(DataRequest(dataset="auto", data_dir="auto"))
+    assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (1.0, 1.0, 1.0))
+    again = options(search_command(study))
+    assert (again["mean"], again["std"]) == ("0.485,0.456,0.406", "1.0,1.0,1.0")
+
+
 def test_search_command_of_weights_names_the_file_and_its_architecture(source):
     asked = SourceRequest(weights="my net.pt", width=2, adapt_head=True)
     weights = replace(source, origin="/there/my net.pt", asked=asked)

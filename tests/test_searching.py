@@ -1005,6 +1005,14 @@ def test_search_whose_study_was_made_in_another_store_or_whose_run_was_deleted_s
         run_search(source, replace(REQUEST, trials=2, confirm_seeds=0))
 
 
+@pytest.mark.parametrize(("accuracy", "asks"), [(0.39, True), (0.41, False)])
+def test_search_from_a_dense_network_that_guesses_asks_about_its_images(source, monkeypatch, capsys, accuracy, asks):
+    dense = Evaluation(loss=1.0, loss_se=0.0, accuracy=accuracy, accuracy_se=0.0, count=24)
+    monkeypatch.setattr(searching, "evaluate", lambda *_: dense)
+    run_search(source, replace(REQUEST, trials=1, confirm_seeds=0))
+    assert ("hardly more than by guessing: does it take images of this mean" in capsys.readouterr().err) == asks
+
+
 def test_find_study_with_double_quotes_is_refused_in_a_sentence(store):
     with pytest.raises(InputError, match="no study has a name with double quotes"):
         find_study('a"b')

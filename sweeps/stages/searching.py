@@ -41,12 +41,14 @@ from sweeps.stages.starting import Starts
 from sweeps.stages.studies import study_of
 from sweeps.stages.trials import DENSE_FILE, Trials
 from sweeps.study import SparsityStudy
-from sweeps.table import short
+from sweeps.table import percent, short
 from sweeps.workers import run_workers
 
 OTHERS = 1
 """Rules besides the path's that get a trial where a floor lies."""
 WAIT_SECONDS = 0.5
+GUESSING = 0.1
+"""Share of the way from chance to perfection, below which a dense network is asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,13 @@ def _at_work(
         if known is None or (study.crew.leads and "accuracy_floor" not in tracking.find_run(run_id).metrics):
             _log_dense(source, dense, study.floors)
         tracking.close_dead(study.name, study.crew.dead)
+        classes = len(source.dataset.classes)
+        if study.crew.leads and dense.accuracy < (1 + GUESSING * (classes - 1)) / classes:
+            report(
+                f"the dense network has {percent(dense.accuracy)} right of {classes} classes, hardly more than by "
+                f"guessing: does it take images of this mean, std and image_size, and the classes in the order of their "
+                f"sorted names?"
+            )
         before = study.look()
         if before.done < request.trials or before.abandoned:
             if request.confirm_seeds and study.crew.leads:

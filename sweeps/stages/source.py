@@ -22,7 +22,7 @@ from netprune.models import (
 )
 from netprune.packing import PackedHeader, header_for
 from sweeps import registry, tracking
-from sweeps.stages.data import AUTO, DataRequest, open_data
+from sweeps.stages.data import AUTO, NORMALISATION, DataRequest, open_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +85,7 @@ class Source:
         """Params that say what was worked on."""
         how = {"keep": self.asked.keep, "limit": self.asked.limit}
         how |= {"adapt_head": str(True)} if self.asked.adapt_head else {}
+        how |= self.data.normalised
         return {
             "model": self.own or short_name(self.header.architecture),
             "origin": self.origin,
@@ -131,7 +132,12 @@ def _from_store(source: SourceRequest, data: DataRequest) -> Source:
     if data.image_size not in (None, side):
         raise InputError(f"{uri} takes images of {side}×{side}, not {data.image_size}: leave image_size at auto.")
     named = data.dataset != AUTO
-    data = replace(data, **known, image_size=side).resolved()
+    for name in NORMALISATION:
+        own = getattr(packed.header, name)
+        if getattr(data, name) not in (None, own):
+            said = ",".join(f"{each:g}" for each in own)
+            raise InputError(f"{uri} takes images normalised with {name} {said}: leave {name} at auto.")
+    data = replace(data, **known, mean=packed.header.mean, std=packed.header.std, image_size=side).resolved()
     dataset, device = open_data(data)
     if len(dataset.classes) != len(packed.header.classes):
         raise InputError(

@@ -17,7 +17,7 @@ from sweeps import artifacts, registry, tracking
 from sweeps.inputs import check_data
 from sweeps.stages.confirming import CONFIRMED_FILE
 from sweeps.stages.contest import Confirmed
-from sweeps.stages.data import AUTO, DataRequest, open_data
+from sweeps.stages.data import AUTO, NORMALISATION, DataRequest, normalisation, open_data
 from sweeps.stages.longer import SEED
 from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.trials import DENSE_FILE
@@ -180,7 +180,8 @@ class FoundStudy:
         own = request.dataset == AUTO
         dataset = params["search.dataset"] if own else request.dataset
         data_dir = params["search.data_dir"] if own and request.data_dir == AUTO else request.data_dir
-        return replace(request, dataset=dataset, data_dir=data_dir, image_size=size).resolved()
+        mean, std = normalisation({name: params.get(f"search.{name}", AUTO) for name in NORMALISATION}).values()
+        return replace(request, dataset=dataset, data_dir=data_dir, image_size=size, mean=mean, std=std).resolved()
 
 
 def find_study(name: str, model: str = "") -> FoundStudy:

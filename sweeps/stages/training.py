@@ -27,7 +27,7 @@ from netprune.training import train
 from sweeps import artifacts, interrupts, registry, tracking
 from sweeps.inputs import check_data, log_data
 from sweeps.progress import Progress, duration, report
-from sweeps.stages.data import DataRequest, open_data
+from sweeps.stages.data import NORMALISATION, DataRequest, open_data
 from sweeps.stages.source import SourceRequest, check_model, new_network, short_name
 from sweeps.table import percent
 
@@ -35,7 +35,7 @@ LAST, BEST = "last.pt", "best.pt"
 CHECKPOINTS = "checkpoints"
 NEWEST = "newest"
 INTERRUPTED, RESUMED_FROM = ("KILLED", "FAILED"), "resumed_from"
-UNSAID = {"processes": 1, "image_size": 32}
+UNSAID = {"processes": 1, "image_size": 32, "mean": "", "std": ""}
 """What runs do not say that are older than these options."""
 LONG_SECONDS = 30 * 60
 SHORTEN = "Shorter: width=16, fewer epochs, dataset=digits, or device=cuda where there is a GPU."
@@ -89,6 +89,7 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
         "dataset": data.dataset,
         "image_size": data.image_size,
         "data_dir": data.data_dir,
+        **{name: data.normalised.get(name, "") for name in NORMALISATION},
         "device": str(ready.device),
         "processes": team.size,
     }
