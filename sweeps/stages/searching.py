@@ -143,8 +143,8 @@ def _at_work(
         if study.crew.leads and dense.accuracy < (1 + GUESSING * (classes - 1)) / classes:
             report(
                 f"the dense network has {percent(dense.accuracy)} right of {classes} classes, hardly more than by "
-                f"guessing: does it take images of this mean, std and image_size, and the classes in the order of their "
-                f"sorted names?"
+                f"guessing: does it take images of this mean, std and image_size, and the classes in the order of "
+                f"their sorted names?"
             )
         before = study.look()
         if before.done < request.trials or before.abandoned:
