@@ -44,7 +44,7 @@ from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
 from netprune.packing import header_for, pack, unpack
-from netprune.precision import PRECISIONS, fit_to_device
+from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
 from netprune.scanner import scan
@@ -320,7 +320,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--batch-size", type=int, default=64, help="images a step (default 64)")
     made.add_argument("--values", default="fp32", help="as the search has it (default fp32)")
     made.add_argument("--sampler", default="tpe", choices=SAMPLERS, help="of ours (default tpe)")
-    made.add_argument("--precision", default="auto", choices=PRECISIONS, help="of the finetuning (default auto)")
+    made.add_argument("--precision", default="auto", choices=("auto", "fp32"), help="of the finetuning (default auto)")
     made.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="default: all")
     made.add_argument(
         "--workers", type=int, help="measured at once, each with its share of the cores (default 1; on a CPU 1 a core)"

@@ -46,11 +46,11 @@ class Factory:
     function: Callable[[int], Any]
 
     def build(self, num_classes: int, image_size: int = 32, seed: int = 0) -> nn.Module:
-        """A fresh network, the same for the same seed, that has been tried on images of that size.
+        """A fresh network, the same for the same seed of torch's, that has been tried on images of that size.
 
-        It takes `(N, 3, S, S)` and gives `(N, num_classes)` in train and in eval mode, can be copied, packed and loaded
-        into, has weights to prune, and all that its outputs depend on is in its state dict. Torch's global generator is
-        left as it was.
+        It takes `(N, 3, S, S)` and gives `(N, num_classes)` in train and in eval mode, can be trained, copied, packed
+        and loaded into, has weights to prune, and all that its outputs depend on is in its state dict. Torch's global
+        generator is left as it was.
 
         Args:
             num_classes: what the function is called with, at least 2.
