@@ -1,16 +1,18 @@
 """A benchmark that is asked for what cannot be done says so in one sentence; and a baseline that is a fair one."""
 
 import json
+import math
 import runpy
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 
 import optuna
 import pytest
 import torch
 
-from benchmarks import search, training
+from benchmarks import search, studies, training
 from benchmarks.baselines import Found, Terms, plain
 from benchmarks.setting import Kept, Setting, finish
 from netprune.compute import Format
@@ -19,6 +21,7 @@ from netprune.evaluation import evaluate
 from netprune.packing import unpack
 from netprune.pruning import finetuning
 from netprune.recipes import TrainConfig
+from netprune.search_space import Point
 from sweeps import artifacts
 from sweeps.stages.starting import PACKED_FILE
 
@@ -46,6 +49,11 @@ def test_benchmark_of_a_dataset_that_is_not_there_ends_in_one_sentence(name, siz
     assert said.startswith("Error: ")
     assert str(tmp_path / "none") in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("option", ["--studies", "--trials", "--confirm-most", "--workers"])
+def test_studies_of_none_ends_in_one_sentence(option, monkeypatch):
+    assert ending(monkeypatch, "studies", option, 0) == f"Error: {option} is 0; it must be at least 1."
 
 
 @pytest.mark.parametrize("option", ["--seeds", "--trials", "--confirm-most", "--workers"])
@@ -85,6 +93,37 @@ def test_search_tests_the_files_it_confirmed_and_nothing_where_none_is(source, m
     assert found["test"][0] is found["val"][0] is None
     assert [found["test"][1]] == accuracies
     assert found["val"][1] != found["test"][1]
+
+
+def test_made_up_study_goes_down_to_its_floors_and_confirms_no_more_than_it_may():
+    options = Namespace(trials=6, confirm_most=2, sampler="random")
+    study = studies.Study(studies.World.made(studies.net10_space(), 3), 3, options)
+    winners = study()
+    assert [one.number for one in study.tried] == list(range(6))
+    assert study.tried[0].score.size_bytes == studies.file_bytes(0.2)
+    assert winners.keys() == set(studies.FLOORS)
+    strict, lower = (winners[floor] for floor in studies.FLOORS)
+    assert lower.size_bytes < strict.size_bytes
+    assert all(won.lower >= floor - 1e-9 for floor, won in winners.items())
+    assert study.confirm_epochs == studies.CONFIRM * sum(len(one.accuracies) for one in study.finetuned.values())
+    assert {(one.trial, one.turn) for one in study.attempts} == study.finetuned.keys()
+    assert len(study.attempts) <= 2 * options.confirm_most + 1
+    found = studies.measure(3, options, studies.net10_space())
+    expected = [
+        math.log(won.size_bytes / study.world.least_bytes(floor, max(one.trained for one in study.attempts)))
+        for floor, won in winners.items()
+    ]
+    assert (found["over"], found["none"]) == (expected, [False, False])
+    assert studies.measure(4, options, studies.net10_space()) != found
+
+
+def test_made_up_worlds_are_better_with_more_weights_training_and_the_best_offsets():
+    world = studies.World.made(studies.net10_space(), 0)
+    best, path = (Point(density=0.1, offsets=dict(offsets)) for offsets in (world.best, dict.fromkeys(world.best, 0.0)))
+    assert world.accuracy(path, 3) < world.accuracy(best, 3) < world.accuracy(best, 6)
+    assert world.accuracy(best, 3) < world.accuracy(replace(best, density=0.2), 3)
+    assert world.least_bytes(0.8188, 3) < world.least_bytes(0.8338, 3)
+    assert world.least_bytes(0.8188, 6) < world.least_bytes(0.8188, 3)
 
 
 def test_kept_results_are_there_again_for_the_same_measurement_and_more_seeds(tmp_path):

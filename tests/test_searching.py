@@ -755,10 +755,10 @@ def test_search_time_left_goes_by_the_trials_since_the_last_confirmation(monkeyp
         sitting.reporter(limits)(SimpleNamespace(done=done, best=lambda _: None, epochs=0.0), score)
         return capsys.readouterr().err.split("about ")[1].strip()
 
-    assert told(1) == "90 s left"
-    assert told(2) == "80 s left"
+    assert told(1) == "90 s of trials left"
+    assert told(2) == "80 s of trials left"
     sitting.resume()  # a confirmation has taken 100 s
-    assert told(3) == "70 s left"
+    assert told(3) == "70 s of trials left"
 
 
 def test_search_floor_that_no_bound_can_meet_is_told_of_and_ends_in_an_honest_none(source, capsys):

@@ -191,7 +191,7 @@ class Trials:
             report(
                 f"trial {seen.done}/{limits.trials}  {_outcome(score, self.study.floors)}  "
                 f"{count(score.size_bytes)} bytes  best {sizes}  "
-                f"about {duration(left)} left"
+                f"about {duration(left)} of trials left"
             )
 
         return told
