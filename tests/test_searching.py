@@ -793,6 +793,11 @@ def test_floor_that_the_dense_network_would_not_be_confirmed_at_says_which_drop_
         assert asks_for_more(accuracy - drop + 2e-4, dense)
 
 
+def test_asks_for_more_of_images_that_are_too_few_for_any_drop_names_none():
+    dense = Evaluation(loss=0.1, loss_se=0.0, accuracy=1.0, accuracy_se=0.0, count=2)
+    assert asks_for_more(0.995, dense).endswith("so few images confirm nothing at all")
+
+
 def test_search_several_floors_share_trials_and_confirm_one_winner_each(searched):
     outcome = searched(replace(REQUEST, max_drop=(30.0, 60.0)))
     assert [one.floor for one in outcome.floors] == sorted((one.floor for one in outcome.floors), reverse=True)

@@ -30,10 +30,11 @@ def asks_for_more(floor: float, dense: Evaluation) -> str:
         return ""
     nobody = not is_reachable(floor, dense.count)
     who = "no network, not even one without a mistake" if nobody else f"a network from {percent(needed)} on"
-    drop = dense.accuracy - lower_bound([dense.accuracy, dense.accuracy], dense.count).lower
+    drop = math.ceil(1e4 * (dense.accuracy - lower_bound([dense.accuracy, dense.accuracy], dense.count).lower)) / 100
+    mend = f"one as good passes with --max-drop {drop:g}" if drop < 100 else "so few images confirm nothing at all"
     return (
         f"floor {percent(floor)}: {images} validation images confirm {who}, and the dense one has "
-        f"{percent(dense.accuracy)}; one as good passes with --max-drop {math.ceil(1e4 * drop) / 100:g}"
+        f"{percent(dense.accuracy)}; {mend}"
     )
 
 
