@@ -34,12 +34,11 @@ import torch
 from torch import nn
 
 from benchmarks.baselines import RULES, Found, Terms, bisect, plain
-from benchmarks.setting import Kept, Setting, finish, open_setting, parser, print_table, run
+from benchmarks.setting import Kept, Setting, finish, open_setting, parser, print_table, require_counts, run
 from netprune.allocation import Basis
 from netprune.callbacks import Callbacks
 from netprune.candidate import prune_candidate
 from netprune.confirmation import Candidate
-from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
 from netprune.models import Architecture, prunable_weights
@@ -341,9 +340,7 @@ def _options() -> argparse.Namespace:
     if options.workers is None:
         measurements = max(1, options.seeds * len(options.methods))
         options.workers = min(torch.get_num_threads(), measurements) if options.device == "cpu" else 1
-    for name in ("seeds", "trials", "confirm_most", "workers"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1.")
+    require_counts(options, "seeds", "trials", "confirm_most", "workers")
     return options
 
 

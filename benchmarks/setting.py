@@ -94,6 +94,17 @@ def open_setting(options: argparse.Namespace) -> Setting:
     return Setting(model, dataset, options)
 
 
+def require_counts(options: argparse.Namespace, *names: str) -> None:
+    """Refuse options of which there must be at least one.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name in names:
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1.")
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a benchmark; what its user did that cannot be done ends it in one sentence."""
     try:

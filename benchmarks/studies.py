@@ -24,11 +24,10 @@ import numpy as np
 import optuna
 import torch
 
-from benchmarks.setting import finish, print_table, run
+from benchmarks.setting import finish, print_table, require_counts, run
 from netprune.allocation import Basis
 from netprune.confidence import lower_bound
 from netprune.confirmation import Candidate, image_margin
-from netprune.errors import InputError
 from netprune.models import Architecture, build_model, prunable_weights
 from netprune.pruning import finetuning
 from netprune.search_space import Point, Space
@@ -284,9 +283,7 @@ def _options() -> argparse.Namespace:
     options.device = "cpu"
     if options.studies is None:
         options.studies = 4 if options.quick else 100
-    for name in ("studies", "trials", "confirm_most", "workers"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1.")
+    require_counts(options, "studies", "trials", "confirm_most", "workers")
     return options
 
 

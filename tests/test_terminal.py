@@ -101,6 +101,12 @@ def test_command_to_which_the_system_refuses_something_ends_in_one_sentence(erro
 
 
 @pytest.mark.usefixtures("store")
+def test_command_whose_output_nobody_reads_any_more_ends_without_a_word():
+    found = run_raising(BrokenPipeError(32, "Broken pipe"))
+    assert (found.exit_code, found.stderr) == (1, "")
+
+
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), KeyError("another")])
 def test_command_with_a_defect_is_not_taken_for_one_that_the_system_refused(error):
     assert run_raising(error).exception is error
