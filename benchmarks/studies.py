@@ -35,10 +35,10 @@ from netprune.seeding import seed_path
 from netprune.starts import nearest
 from sweeps.progress import Voice, speaking
 from sweeps.proposing import SAMPLERS, Aims, Proposer, Turn, expected
-from sweeps.scores import Attempt, Score, Tried, lineage
+from sweeps.scores import ROUNDING, Attempt, Score, Tried, lineage
 from sweeps.stages import confirming
 from sweeps.stages.contest import FRESH, Confirmation, Confirmed, Contest
-from sweeps.stages.deciding import PROBED
+from sweeps.stages.deciding import confirmation_shares
 from sweeps.stages.longer import hopeless
 from sweeps.stages.starting import DENSE
 
@@ -149,15 +149,17 @@ class Study:
 
     def __call__(self) -> dict[float, Confirmed | None]:
         """Each floor's winner."""
-        due = {(i + PROBED) / len(FLOORS): floor for i, floor in enumerate(FLOORS)}
+        due = confirmation_shares(FLOORS, self.options.confirm_most)
         source: Any = SimpleNamespace(dataset=SimpleNamespace(val=range(IMAGES)))
         seeds = (FRESH, FRESH + 1)
         how = Confirmation(config=finetuning(CONFIRM), seeds=seeds, most=self.options.confirm_most)
         with speaking(Voice.QUIET), mock.patch.object(confirming, "measure", self._measure):
             for done in range(1, self.options.trials + 1):
                 self._try((done - 1) / self.options.trials)
-                for share in [share for share in sorted(due) if share <= done / self.options.trials]:
-                    confirming.probe(source, self._contest(), how, due.pop(share))
+                late = [floor for share, floor in due if share <= done / self.options.trials + ROUNDING]
+                due = due[len(late) :]
+                for floor in dict.fromkeys(late):
+                    confirming.probe(source, self._contest(), how, floor)
             return confirming.confirm(source, self._contest(), how)
 
     def _try(self, spent: float) -> None:

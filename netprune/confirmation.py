@@ -107,13 +107,14 @@ def next_candidate(
     its answer.
 
     The smallest first, of those that may be expected to pass: what a candidate is expected to come to, plus how far
-    the others were off (`surprise`), less the bound's margin. While none is accepted, larger ones follow if longer
+    those like it were off (`surprise`), less the bound's margin. While none is accepted, larger ones follow if longer
     finetunings give less than was expected; when none is expected to pass, feasible trials larger than all that failed
     have their chance, the most accurate first; and when there is none such, the one that lacks least is finetuned once
     more, from what it has become.
 
     Once one has been accepted, it is the smaller one with the most to win, of new ones and of those that lack little:
-    its chance of passing times the logarithm of what it would save.
+    its chance of passing, squared, times the logarithm of what it would save. Squared, because the one that promises
+    most is mostly one of which too much is expected.
 
     Args:
         candidates: trials that ran to their end.
@@ -127,22 +128,23 @@ def next_candidate(
         return None
     least = floor + image_margin(floor, images)
     known = {candidate.number: candidate for candidate in candidates}
-    off = surprise([(known[n].expected, _came_to(bound)) for n, bound in measured.items()], least)
+    made = [(known[n].expected, _came_to(bound)) for n, bound in measured.items()]
+    comes_to = {one.number: one.expected + surprise(made, one.expected) for one in candidates}
     new = [candidate for candidate in candidates if candidate.number not in measured]
     near = {n: measured[n] for n in again if measured[n].mean >= least - WITHIN}
     accepted = [bound.size_bytes for bound in measured.values() if bound.lower >= floor - ROUNDING]
     if accepted:
         smallest, normal = min(accepted), NormalDist()
         sizes = {one.number: one.size_bytes for one in new} | {n: bound.size_bytes for n, bound in near.items()}
-        chances = {one.number: normal.cdf((one.expected + off - least) / UNSURE) for one in new}
+        chances = {one.number: normal.cdf((comes_to[one.number] - least) / UNSURE) for one in new}
         chances |= {n: normal.cdf((bound.mean + AGAIN - least) / AGAIN_SPREAD) for n, bound in near.items()}
         worth = {
-            n: chance * math.log(smallest / sizes[n])
+            n: chance**2 * math.log(smallest / sizes[n])
             for n, chance in chances.items()
             if chance >= LEAST_CHANCE and sizes[n] < smallest
         }
         return max(worth, key=worth.__getitem__) if worth and left > 0 else None
-    promising = [one for one in new if one.expected + off >= least - ROUNDING]
+    promising = [one for one in new if comes_to[one.number] >= least - ROUNDING]
     if promising:
         return min(promising, key=lambda one: (one.size_bytes, -one.accuracy)).number
     failed = max((bound.size_bytes for bound in measured.values()), default=0)

@@ -16,7 +16,10 @@ from netprune.recovery import NOISE, Recovery
 from netprune.search_space import Point, Space
 
 RULES = ("kept_norm", "lamp", "erk", "global_magnitude", "knapsack")
-"""Those that were the best, or within a standard deviation of it, somewhere (README, Which layer, how much?)."""
+"""Those that were the best, or within a standard deviation of it, somewhere (README, Which layer, how much?); the best
+after long finetuning first (results log)."""
+WITHIN = 0.1
+"""Of two rules' sums of what is left to recover: so close, they do not tell which is better."""
 DENSITIES = tuple(float(d) for d in np.geomspace(0.004, 0.6, 9))
 FIRST, STEP, CLOSE = 0.2, 2.5, 1.3
 """The first density that is tried, the largest factor to the next, and the factor between densities at which they are
@@ -42,13 +45,15 @@ def ranked(
     basis: Basis, density: float, screen: Callable[[Sparsity], float], rules: Sequence[str] = RULES
 ) -> list[tuple[str, Sparsity]]:
     """Each rule's allocation at a density, the best by `screen` first; rules that cannot reach it are left out."""
-    found = []
-    for rule in rules:
-        try:
-            found.append((rule, ALLOCATORS[rule](basis, density)))
-        except InputError:  # below what the scan reached, or no scan
-            continue
+    found = [(rule, sparsity) for rule in rules if (sparsity := _allocated(basis, rule, density)) is not None]
     return sorted(found, key=lambda one: screen(one[1]))
+
+
+def _allocated(basis: Basis, rule: str, density: float) -> Sparsity | None:
+    try:
+        return ALLOCATORS[rule](basis, density)
+    except InputError:  # below what the scan reached, or no scan
+        return None
 
 
 def densities(basis: Basis) -> tuple[float, ...]:
@@ -62,40 +67,37 @@ def best_rule(
     rules: Sequence[str] = RULES,
     on_look: Callable[[int, int], None] = lambda *_: None,
 ) -> str:
-    """The rule that the screening ranks best over every other density of a path (the least sum of ranks).
+    """The first of the rules after whose allocations about as little is left to recover as after any other's: within a
+    tenth, summed over every other density of a path.
 
-    One that cannot reach a density is the last there. Every other, because screenings are dear on large networks.
+    Not the one with the least: without training, small differences say nothing of what finetuning makes of a network
+    (README, results log), so that the order of the rules decides then. Large ones do: a rule that goes by weights is
+    misled if the layers' scales mean nothing.
+
+    One that cannot reach a density is none to begin with: its path would end above it. Every other, because screenings
+    are dear on large networks.
 
     Args:
         basis: of the allocations.
-        screen: sparsities → what is left to recover, lower is better.
-        rules: to choose from.
-        on_look: called after each screening with how many are done and how many there are at most.
+        screen: sparsities → what is left to recover, at least 0, lower is better.
+        rules: to choose from, those preferred first.
+        on_look: called after each screening with how many are done and how many there are.
     """
     looks, screened = itertools.count(1), densities(basis)[1::2]
-
-    def look(sparsity: Sparsity) -> float:
-        found = screen(sparsity)
-        on_look(next(looks), len(rules) * len(screened))
-        return found
-
-    ranks = dict.fromkeys(rules, 0)
+    left = dict.fromkeys(rules, 0.0)
     for density in screened:
-        order = [rule for rule, _ in ranked(basis, density, look, rules)]
         for rule in rules:
-            ranks[rule] += order.index(rule) if rule in order else len(rules)
-    return min(ranks, key=ranks.__getitem__)
+            sparsity = _allocated(basis, rule, density)
+            left[rule] += math.inf if sparsity is None else screen(sparsity)
+            on_look(next(looks), len(rules) * len(screened))
+    most = (1 + WITHIN) * min(left.values())
+    return next(rule for rule, value in left.items() if value <= most)
 
 
 def seed_path(basis: Basis, rule: str) -> tuple[tuple[float, Sparsity], ...]:
     """A rule's allocations at rising densities: see `Space.path`. Densities that it cannot reach are left out."""
-    path = []
-    for density in densities(basis):
-        try:
-            path.append((density, ALLOCATORS[rule](basis, density)))
-        except InputError:
-            continue
-    return tuple(path)
+    path = [(density, _allocated(basis, rule, density)) for density in densities(basis)]
+    return tuple((density, sparsity) for density, sparsity in path if sparsity is not None)
 
 
 @dataclass(frozen=True, slots=True)

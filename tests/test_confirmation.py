@@ -84,6 +84,15 @@ def test_next_candidate_heeds_what_those_of_much_the_same_accuracy_gained():
     assert next_candidate(candidates, worse, FLOOR, images=IMAGES, left=4) is None
 
 
+@pytest.mark.parametrize(("came_to", "expected"), [(0.0, None), (0.011, 2)], ids=["as expected", "more"])
+def test_next_candidate_is_expected_to_gain_what_those_like_it_gained_and_not_those_at_the_floor(came_to, expected):
+    # the large one gained a point, which says nothing of those that are expected to come to less
+    large, small = Candidate(0, 900, 0.82, NEEDED + 0.006), Candidate(1, 250, 0.78, NEEDED - 0.013)
+    measured = {0: Bound(900, large.expected + 0.01, FLOOR + 0.016), 1: Bound(250, small.expected + came_to, 0.78)}
+    candidates = [large, small, Candidate(2, 240, 0.78, NEEDED - 0.011)]
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=4) == expected
+
+
 def test_next_candidate_stops_going_down_after_the_most_allowed():
     assert walk(MARGIN + 0.01, most=1) == ([2], 2)
 
@@ -142,7 +151,8 @@ def test_floor_that_no_network_can_be_confirmed_for_asks_for_no_finetuning():
         ({0: NEEDED - 0.001, 2: NEEDED + 0.001}, None),
         ({0: NEEDED + 0.001, 2: NEEDED - 0.004}, 2),
         ({0: NEEDED + 0.001, 2: NEEDED - WITHIN - 0.001}, None),
-        ({0: NEEDED + 0.001, 1: NEEDED - 0.001, 2: NEEDED - 0.003}, 2),
+        ({0: NEEDED + 0.001, 1: NEEDED - 0.001, 2: NEEDED - 0.002}, 2),
+        ({0: NEEDED + 0.001, 1: NEEDED - 0.001, 2: NEEDED - 0.003}, 1),
         ({0: NEEDED + 0.001, 3: NEEDED - 0.001, 1: NEEDED - 0.003}, 1),
         ({0: NEEDED + 0.001, 1: NEEDED - 0.0005, 4: NEEDED - 0.005 + 1e-6}, 1),
         ({1: NEEDED + 0.001}, None),
@@ -157,6 +167,7 @@ def test_floor_that_no_network_can_be_confirmed_for_asks_for_no_finetuning():
         "smaller than an accepted one",
         "smaller than an accepted one, lacks too much",
         "saves more, though it lacks more",
+        "saves more, but lacks too much for that",
         "hardly smaller than the accepted one",
         "a small saving more of which is likely",
         "accepted",

@@ -31,7 +31,7 @@ from sweeps.limits import Limits
 from sweeps.scores import Attempt, Score, Tried
 from sweeps.search_sparsity import closing
 from sweeps.sessions import Crew
-from sweeps.stages import confirming, contest, longer, searching, starting, trials
+from sweeps.stages import confirming, contest, deciding, longer, searching, starting, trials
 from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
 from sweeps.stages.contest import FRESH
@@ -158,16 +158,81 @@ def test_search_that_may_confirm_only_one_waits_for_all_trials(searched):
     assert stages.index("confirm") == REQUEST.trials
 
 
-def test_search_confirms_a_candidate_in_the_middle_of_each_floors_trials(searched):
-    searched(replace(REQUEST, max_drop=(30.0, 60.0), trials=8))
+def test_search_confirms_candidates_among_each_floors_trials(searched):
+    searched(replace(REQUEST, max_drop=(30.0, 60.0), trials=8, confirm_most=2))
     ordered = sorted((run for run in runs() if run.data.tags[tracking.STAGE] in ("trial", "confirm")), key=begun)
     stages = [run.data.tags[tracking.STAGE] for run in ordered]
-    assert stages.index("confirm") == 2, "a third of the first floor's four trials"
+    assert stages.index("confirm") == 1, "a sixth of the first floor's four trials"
+    assert "confirm" in stages[6 : len(stages) - stages[::-1].index("trial")], "a sixth of the second floor's as well"
     kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
     confirmed = [int(run.data.tags[tracking.TRIAL]) for run in ordered if run.data.tags[tracking.STAGE] == "confirm"]
     assert list(dict.fromkeys(attempt["trial"] for attempt in kept)) == list(dict.fromkeys(confirmed))
     assert kept[0]["floor"] == max(attempt["floor"] for attempt in kept)
     assert {tuple(attempt["seeds"]) for attempt in kept if not attempt["turn"]} == {(FRESH, FRESH + 1)}
+
+
+def probes_of(monkeypatch, floors, most, trials, *, made=(), during=0):
+    """A study's confirmations: a function that makes those that are due after so many trials of `trials`, and the
+    floors of all that were made. `during` is how many trials others end while one is made."""
+    seen = SimpleNamespace(done=0, epochs=0.0)
+    study = SimpleNamespace(
+        floors=floors,
+        crew=SimpleNamespace(leads=True),
+        look=lambda: seen,
+        attempts=[SimpleNamespace(floor=floor) for floor in made],
+    )
+    asked = []
+
+    def probe(*given):
+        asked.append(given[-1])
+        study.attempts.append(SimpleNamespace(floor=given[-1]))
+        seen.done += during
+
+    monkeypatch.setattr(deciding, "probe", probe)
+    monkeypatch.setattr(deciding, "_confirmation", lambda *_: SimpleNamespace(config=None))
+    monkeypatch.setattr(deciding.Contest, "of", lambda *_: None)
+    request = SimpleNamespace(confirm_seeds=2, confirm_most=most, objective="packed_bytes")
+    probes = deciding.Probes(None, study, request, Limits(trials=trials))
+
+    def after(done):
+        seen.done = done
+        probes()
+
+    return after, asked
+
+
+def test_confirmations_among_the_trials_come_evenly_in_each_floors_part(monkeypatch):
+    after, asked = probes_of(monkeypatch, (0.9, 0.8), 3, 32)
+    when = []
+    for done in range(33):
+        before = len(asked)
+        after(done)
+        when += [(done, floor) for floor in asked[before:]]
+    assert when == [(2, 0.9), (6, 0.9), (10, 0.9), (18, 0.8), (22, 0.8), (26, 0.8)]
+
+
+def test_confirmations_that_come_due_while_another_is_made_are_left_to_the_end(monkeypatch):
+    after, asked = probes_of(monkeypatch, (0.9,), 5, 12, during=6)
+    for done in (1, 7, 8, 9, 10, 11, 12):
+        after(done)
+    assert asked == [0.9, 0.9], "at a twelfth; at seven trials those up to there have lapsed; at nine"
+
+
+def test_confirmations_that_workers_have_overtaken_are_one_a_floor(monkeypatch):
+    after, asked = probes_of(monkeypatch, (0.9, 0.8), 4, 20)
+    after(20)
+    assert asked == [0.9, 0.8]
+    after(20)
+    assert asked == [0.9, 0.8]
+
+
+def test_confirmations_of_an_earlier_session_are_not_made_again(monkeypatch):
+    after, asked = probes_of(monkeypatch, (0.9,), 3, 16, made=(0.9, 0.9))
+    after(2)
+    after(6)
+    assert asked == []
+    after(10)
+    assert asked == [0.9]
 
 
 def finetuned_to(monkeypatch, accuracies, average, floor=0.8):
@@ -330,16 +395,28 @@ def test_confirm_of_one_given_up_by_a_stricter_floor_is_its_first_turn_still(mon
     assert [attempt.turn for attempt in kept] == [0, 0]
 
 
-def test_confirm_early_finetunes_no_candidate_once_more(monkeypatch):
+@pytest.mark.parametrize(("floor", "turns"), [(0.8338, [0, 1]), (0.86, [0])], ids=["later", "the first of a floor"])
+def test_confirm_among_the_trials_is_once_more_only_if_it_is_not_the_first_of_a_floor(monkeypatch, floor, turns):
     monkeypatch.setattr(confirming, "confirm", lambda *given: confirming.probe(*given, 0.8338) or {})
     attempt = Attempt(
-        trial=0, floor=0.8338, epochs=10.0, seeds=SEEDS, accuracy=0.8415, lower=0.8325, run_id="r", trained=0.0
+        trial=0, floor=floor, epochs=10.0, seeds=SEEDS, accuracy=0.8415, lower=0.8325, run_id="r", trained=0.0
     )
     one = (Candidate(0, 100, 0.84, 0.86),)
     _, kept = confirmed_of(
-        monkeypatch, lambda n, _: came_to(n, (0.8415, 0.8415), 0.8325), one, (0.8338,), attempts=[attempt]
+        monkeypatch, lambda n, _: came_to(n, (0.8415, 0.8415), 0.8325), one, (0.8338, 0.86), attempts=[attempt]
     )
-    assert kept == [attempt]
+    assert [one.turn for one in kept] == turns
+
+
+@pytest.mark.parametrize(("expected", "confirmed"), [(0.85, [0, 1]), (0.82, [0])], ids=["promising", "hopeless"])
+def test_confirm_among_the_trials_after_the_first_is_only_of_what_may_win(monkeypatch, expected, confirmed):
+    monkeypatch.setattr(confirming, "confirm", lambda *given: confirming.probe(*given, 0.8338) or {})
+    attempt = Attempt(
+        trial=0, floor=0.8338, epochs=10.0, seeds=SEEDS, accuracy=0.86, lower=0.85, run_id="r", trained=0.0
+    )
+    two = (Candidate(0, 100, 0.84, 0.86), Candidate(1, 80, 0.82, expected))
+    _, kept = confirmed_of(monkeypatch, lambda n, _: came_to(n, (0.86, 0.86), 0.85), two, (0.8338,), attempts=[attempt])
+    assert [one.trial for one in kept] == confirmed
 
 
 def test_confirm_while_none_is_accepted_tries_all_and_the_nearest_once_more_as_often_as_is_allowed(monkeypatch):
@@ -387,11 +464,11 @@ def test_confirm_of_one_that_diverges_goes_on_with_the_others(monkeypatch, capsy
 def test_search_among_whose_first_trials_none_is_promising_confirms_the_nearest(source, monkeypatch):
     monkeypatch.setattr(confirming, "next_candidate", lambda *_, **__: None)
     monkeypatch.setattr(
-        contest, "expected", lambda tried, _: {one.number: (0.7, 0.9, 0.8, *[0.0] * 5)[one.number] for one in tried}
+        contest, "expected", lambda tried, _: {one.number: (0.7, 0.9, *[0.0] * 10)[one.number] for one in tried}
     )
-    run_search(source, replace(REQUEST, trials=8, finetune_epochs=0.25, confirm_epochs=0.5))
+    run_search(source, replace(REQUEST, trials=12, finetune_epochs=0.25, confirm_epochs=0.5, confirm_most=2))
     ordered = sorted((run for run in runs() if run.data.tags[tracking.STAGE] in ("trial", "confirm")), key=begun)
-    assert [run.data.tags[tracking.STAGE] for run in ordered].index("confirm") == 3, "a third of eight trials"
+    assert [run.data.tags[tracking.STAGE] for run in ordered].index("confirm") == 2, "a sixth of twelve trials"
     (kept,) = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
     assert kept["trial"] == 1
 

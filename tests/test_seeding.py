@@ -99,16 +99,31 @@ def test_ranked_puts_the_best_screened_first_and_leaves_out_what_needs_a_scan(ti
     assert found[0][1] == wanted
 
 
-def test_best_rule_has_the_least_sum_of_ranks(tiny_net):
-    basis = Basis(model=tiny_net)
-    liked = [ALLOCATORS["kept_norm"](basis, density) for density in DENSITIES[3:]]
-    liked.append(ALLOCATORS["erk"](basis, DENSITIES[1]))
-    looks = []
-    best = best_rule(
-        basis, lambda sparsity: float(sparsity not in liked), RULES, on_look=lambda *look: looks.append(look)
-    )
-    assert best == "kept_norm"
+def left_by(basis, **left):
+    """A screening that finds so much left to recover after each rule, at every density."""
+    allocated = [(ALLOCATORS[rule](basis, density), left[rule]) for rule in left for density in DENSITIES]
+    return lambda sparsity: next(value for one, value in allocated if one == sparsity)
+
+
+@pytest.mark.parametrize(
+    ("left", "best"),
+    [
+        ({"uniform": 1.0, "erk": 0.9, "kept_norm": 0.89}, "erk"),
+        ({"uniform": 1.0, "erk": 0.95, "kept_norm": 0.92}, "uniform"),
+        ({"uniform": 1.0, "erk": 0.95, "kept_norm": 0.5}, "kept_norm"),
+        ({"uniform": math.inf, "erk": math.inf, "kept_norm": math.inf}, "uniform"),
+    ],
+    ids=["first of those that are close", "first of all", "clearly the best", "all broken"],
+)
+def test_best_rule_is_the_first_of_those_after_which_about_the_least_is_left(tiny_net, left, best):
+    basis, looks = Basis(model=tiny_net), []
+    assert best_rule(basis, left_by(basis, **left), RULES, on_look=lambda *look: looks.append(look)) == best
     assert looks == [(n, 12) for n in range(1, 13)]  # three rules at four of the nine densities
+
+
+def test_best_rule_that_cannot_reach_a_density_is_another(tiny_net):
+    basis = Basis(model=tiny_net)  # which has no scan
+    assert best_rule(basis, left_by(basis, erk=1.0, uniform=1.3), ("knapsack", "uniform", "erk")) == "erk"
 
 
 def test_seed_path_has_rising_densities_of_one_rule(tiny_net):

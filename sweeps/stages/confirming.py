@@ -57,9 +57,16 @@ def confirm(source: Source, contest: Contest, how: Confirmation, *, more: bool =
 
 def probe(source: Source, contest: Contest, how: Confirmation, floor: float) -> None:
     """Confirm the candidate whose turn it is for a floor, or see that it fails: what it comes to says of the trials to
-    come how good they have to be. Where none is expected to pass, it is the one that is expected to come nearest; of
-    those that are smaller than an accepted one, if there is any."""
-    _Arena(source, contest, how).probe(floor)
+    come how good they have to be, and they go on from it. None, if nothing is to be won now.
+
+    The first of a floor is made in any case: where none is expected to pass, of the one that is expected to come
+    nearest.
+    """
+    arena = _Arena(source, contest, how)
+    if arena.turns[floor]:
+        arena.try_for(floor)
+    else:
+        arena.begin(floor)
 
 
 class _Arena:
@@ -89,8 +96,8 @@ class _Arena:
         self._try(number, floor)
         return True
 
-    def probe(self, floor: float) -> None:
-        """A new candidate for a floor, if there is any that would not be larger than an accepted one."""
+    def begin(self, floor: float) -> None:
+        """The first candidate for a floor, if there is any that would not be larger than an accepted one."""
         if not is_reachable(floor, self.images):
             return
         number, won = self._next(floor, again=False), self.winner(floor)

@@ -1,8 +1,9 @@
-"""A study's confirmations: one among each floor's trials, the others at the end."""
+"""A study's confirmations: among each floor's trials, and at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 
 from sweeps import artifacts, tracking
 from sweeps.limits import Limits
@@ -13,8 +14,19 @@ from sweeps.stages.request import SearchRequest, finetuning_for
 from sweeps.stages.source import Source
 from sweeps.study import SparsityStudy
 
-PROBED = 1 / 3
-"""Share of a floor's trials after which a candidate of it is confirmed, so that the others know what that brings."""
+
+def confirmation_shares(floors: Sequence[float], most: int) -> list[tuple[float, float]]:
+    """After which shares of a study a candidate is to be confirmed, for which floor, in order: of each floor's part
+    evenly, as often as a floor may have finetunings. The trials between them know what that brings, and go on from it.
+
+    Where only one is to be confirmed, it is the smallest promising of all trials.
+
+    >>> confirmation_shares([0.9, 0.8], 3)
+    [(0.0625, 0.9), (0.1875, 0.9), (0.3125, 0.9), (0.5625, 0.8), (0.6875, 0.8), (0.8125, 0.8)]
+    """
+    if most == 1:
+        return []
+    return [((i + (k + 0.5) / (most + 1)) / len(floors), floor) for i, floor in enumerate(floors) for k in range(most)]
 
 
 def _confirmation(source: Source, request: SearchRequest) -> Confirmation:
@@ -26,30 +38,36 @@ def _confirmation(source: Source, request: SearchRequest) -> Confirmation:
 
 
 class Probes:
-    """One confirmation for each floor among its trials, by the leader; it counts as one of the most allowed."""
+    """The confirmations among a study's trials, by the leader; they count as some of the most allowed."""
 
     def __init__(self, source: Source, study: SparsityStudy, request: SearchRequest, limits: Limits) -> None:
         self.source, self.study, self.request, self.limits = source, study, request, limits
-        count = len(study.floors)
-        due = {(i + PROBED) / count: floor for i, floor in enumerate(study.floors)}
-        # where only one is to be confirmed, it is the smallest promising of all trials
-        self.due = due if request.confirm_seeds and request.confirm_most > 1 and study.crew.leads else {}
+        makes = request.confirm_seeds and study.crew.leads
+        self.due = confirmation_shares(study.floors, request.confirm_most) if makes else []
 
     @property
     def shares(self) -> list[float]:
         """Of the study's limits, after which one is due."""
-        return sorted(self.due)
+        return [share for share, _ in self.due]
 
     def __call__(self) -> None:
-        """Make those that are due now."""
-        seen = self.study.look()
-        spent = self.limits.spent(seen.done, seen.epochs)
-        for share in [share for share in self.shares if share <= spent + ROUNDING and seen.done]:
-            floor = self.due.pop(share)
-            if any(attempt.floor == floor for attempt in self.study.attempts):  # in an earlier session
+        """Make those that are due now, one a floor at most: they are for the trials that come after them, so that what
+        comes due meanwhile is left to the end."""
+        for floor in dict.fromkeys(self._overdue()):
+            made = sum(attempt.floor == floor for attempt in self.study.attempts)  # in an earlier session
+            if made + sum(one == floor for _, one in self.due) >= self.request.confirm_most:
                 continue
             how = _confirmation(self.source, self.request)
             probe(self.source, Contest.of(self.study, self.request.objective, self.source, how.config), how, floor)
+        self._overdue()
+
+    def _overdue(self) -> list[float]:
+        """The floors of those that are due, which are taken off."""
+        seen = self.study.look()
+        spent = self.limits.spent(seen.done, seen.epochs) + ROUNDING if seen.done else -math.inf
+        late = [floor for share, floor in self.due if share <= spent]
+        self.due = self.due[len(late) :]
+        return late
 
 
 def confirm_study(source: Source, study: SparsityStudy, request: SearchRequest) -> dict[float, Confirmed | None]:

@@ -212,7 +212,7 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
             rule = best_rule(basis, screen, on_look=progress)
         study.path = seed_path(basis, rule)
         tracking.set_tags({"seed_rule": rule})
-        report(f"seeds by {rule}: the best of the rules before any training")
+        report(f"seeds by {rule}: before any training no other rule leaves clearly less to recover")
     finetune = finetuning_for(source, request, request.finetune_epochs)
     starts = Starts(source, study, finetune, screen)
     trials = Trials(starts, request.objective, request.seed)
