@@ -27,7 +27,7 @@ from netprune.search_space import Point
 from netprune.size import measure_size
 from netprune.stopping import LearningCurve
 from sweeps import artifacts, tracking
-from sweeps.limits import Limits
+from sweeps.limits import Limits, Spent
 from sweeps.scores import Attempt, Score, Tried
 from sweeps.search_sparsity import closing
 from sweeps.sessions import Crew
@@ -171,14 +171,16 @@ def test_search_confirms_candidates_among_each_floors_trials(searched):
     assert {tuple(attempt["seeds"]) for attempt in kept if not attempt["turn"]} == {(FRESH, FRESH + 1)}
 
 
-def probes_of(monkeypatch, floors, most, trials, *, made=(), during=0):
+def probes_of(monkeypatch, floors, most, trials, *, made=(), during=0, settled=None):
     """A study's confirmations: a function that makes those that are due after so many trials of `trials`, and the
-    floors of all that were made. `during` is how many trials others end while one is made."""
+    floors of all that were made. `during` is how many trials others end while one is made; `settled` how many trials
+    and attempts there had been when the study had its answers."""
     seen = SimpleNamespace(done=0, epochs=0.0)
     study = SimpleNamespace(
         floors=floors,
         crew=SimpleNamespace(leads=True),
         look=lambda: seen,
+        settled=settled,
         attempts=[SimpleNamespace(floor=floor) for floor in made],
     )
     asked = []
@@ -189,10 +191,11 @@ def probes_of(monkeypatch, floors, most, trials, *, made=(), during=0):
         seen.done += during
 
     monkeypatch.setattr(deciding, "probe", probe)
-    monkeypatch.setattr(deciding, "_confirmation", lambda *_: SimpleNamespace(config=None))
+    monkeypatch.setattr(deciding, "finetuning_for", lambda *_: None)
     monkeypatch.setattr(deciding.Contest, "of", lambda *_: None)
-    request = SimpleNamespace(confirm_seeds=2, confirm_most=most, objective="packed_bytes")
-    probes = deciding.Probes(None, study, request, Limits(trials=trials))
+    request = SimpleNamespace(confirm_seeds=2, confirm_most=most, objective="packed_bytes", longer_epochs=1.0, seed=0)
+    limits = Limits(trials=trials, before=Spent(trials=settled["trials"] if settled else 0))
+    probes = deciding.Probes(None, study, request, limits)
 
     def after(done):
         seen.done = done
@@ -233,6 +236,30 @@ def test_confirmations_of_an_earlier_session_are_not_made_again(monkeypatch):
     assert asked == []
     after(10)
     assert asked == [0.9]
+
+
+def test_confirmations_of_a_study_that_is_given_more_trials_are_as_many_again(monkeypatch):
+    settled = {"trials": 16, "attempts": 3, "since": 0}
+    after, asked = probes_of(monkeypatch, (0.9,), 3, 32, made=(0.9, 0.9, 0.9), settled=settled)
+    for done in (16, 17, 18, 22, 26):
+        after(done)
+    assert asked == [0.9, 0.9, 0.9], "after an eighth of the new trials, three, and five"
+
+
+def test_search_that_is_given_more_trials_may_confirm_as_many_candidates_again(source):
+    most = replace(REQUEST, confirm_most=1, trials=1)
+    (before,) = run_search(source, most).floors
+    (same,) = run_search(source, most).floors
+    kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs
+    assert same == before
+    assert len(kept["attempts"]) == 1
+    (after,) = run_search(source, replace(most, trials=5)).floors
+    kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs
+    assert len(kept["attempts"]) == 2
+    assert after.confirmed.size_bytes < before.confirmed.size_bytes
+    run_search(source, replace(most, trials=5, confirm_most=2))
+    kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs
+    assert kept["settled"]["since"] == 1, "of those made since the trials were added"
 
 
 def finetuned_to(monkeypatch, accuracies, average, floor=0.8):

@@ -80,9 +80,10 @@ class _Arena:
         self.diverged = set[int]()
         """Candidates that came to no result. Nothing is noted of them: there is no network to go on from."""
         self.turns: dict[float, list[int]] = {floor: [] for floor in contest.floors}
-        """Of every finetuning that was made for a floor (see `Attempt`)."""
-        for attempt in filter(how.made, contest.attempts):
-            self._measure(attempt.trial, attempt.floor, attempt.turn)
+        """Of every finetuning that was made for a floor and counts (see `Attempt`, `Confirmation.since`)."""
+        for i, attempt in enumerate(contest.attempts):
+            if how.made(attempt):
+                self._measure(attempt.trial, attempt.floor, attempt.turn, counts=i >= how.since)
 
     def step(self) -> bool:
         """One more candidate, for the highest floor that has not had its answer; False if all have."""
@@ -168,11 +169,11 @@ class _Arena:
         passed = [one for one in self.best.values() if len(one.accuracies) > 1 and one.lower >= floor - ROUNDING]
         return min(passed, key=lambda one: one.size_bytes, default=None)
 
-    def _measure(self, number: int, floor: float, turn: int) -> Confirmed:
+    def _measure(self, number: int, floor: float, turn: int, *, counts: bool = True) -> Confirmed:
         earlier = self.measured.get(number, [])[:turn]
         found = measure(self.source, self.contest, number, self.how, floor, earlier)
         self.measured[number] = [*earlier, found]
-        if floor in self.turns:
+        if counts and floor in self.turns:
             self.turns[floor].append(turn)
         return found
 

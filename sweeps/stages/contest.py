@@ -79,6 +79,8 @@ class Confirmation:
     most: int
     """Finetunings for each floor, of new candidates and once more, after which no still smaller one is looked for, once
     one has been accepted; and how many once more there are while none is."""
+    since: int = 0
+    """The first of the study's attempts that counts for that."""
 
     @property
     def epochs(self) -> float:

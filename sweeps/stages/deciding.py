@@ -29,12 +29,20 @@ def confirmation_shares(floors: Sequence[float], most: int) -> list[tuple[float,
     return [((i + (k + 0.5) / (most + 1)) / len(floors), floor) for i, floor in enumerate(floors) for k in range(most)]
 
 
-def _confirmation(source: Source, request: SearchRequest) -> Confirmation:
+def _confirmation(source: Source, study: SparsityStudy, request: SearchRequest) -> Confirmation:
     return Confirmation(
         config=finetuning_for(source, request, request.longer_epochs),
         seeds=tuple(request.seed + FRESH + i for i in range(request.confirm_seeds)),
         most=request.confirm_most,
+        since=_since(study),
     )
+
+
+def _since(study: SparsityStudy) -> int:
+    """The first attempt that counts among the most allowed: a study that has been given more trials after it had its
+    answers may have as many again, or nothing would come of those trials."""
+    settled = study.settled or {}
+    return int(settled.get("attempts" if study.look().done > settled.get("trials", math.inf) else "since", 0))
 
 
 class Probes:
@@ -54,10 +62,11 @@ class Probes:
         """Make those that are due now, one a floor at most: they are for the trials that come after them, so that what
         comes due meanwhile is left to the end."""
         for floor in dict.fromkeys(self._overdue()):
-            made = sum(attempt.floor == floor for attempt in self.study.attempts)  # in an earlier session
+            how = _confirmation(self.source, self.study, self.request)
+            # in a session that was interrupted
+            made = sum(attempt.floor == floor for attempt in self.study.attempts[how.since :])
             if made + sum(one == floor for _, one in self.due) >= self.request.confirm_most:
                 continue
-            how = _confirmation(self.source, self.request)
             probe(self.source, Contest.of(self.study, self.request.objective, self.source, how.config), how, floor)
         self._overdue()
 
@@ -72,11 +81,11 @@ class Probes:
 
 def confirm_study(source: Source, study: SparsityStudy, request: SearchRequest) -> dict[float, Confirmed | None]:
     """Every floor's answer, once its trials are over; kept in the study's run, which is open."""
-    how = _confirmation(source, request)
+    how = _confirmation(source, study, request)
     terms = {"trials": study.look().done, "most": how.most, "epochs": how.epochs, "seeds": list(how.seeds)}
     contest = Contest.of(study, request.objective, source, how.config)
-    winners = confirm(source, contest, how, more=study.settled != terms)
-    study.settle(terms)
+    winners = confirm(source, contest, how, more=not terms.items() <= (study.settled or {}).items())
+    study.settle({**terms, "since": how.since, "attempts": len(study.attempts)})
     artifacts.log_json(record(winners), CONFIRMED_FILE)
     _tag_confirmations({won.run_id for won in winners.values() if won is not None})
     strictest = winners[study.floors[0]]
