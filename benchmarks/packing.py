@@ -34,7 +34,7 @@ from benchmarks.setting import Setting, finish, open_setting, parser, print_tabl
 from netprune.compute import Format
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity, apply_masks, make_masks
-from netprune.models import Architecture, build_model, prunable_weights, read_state_dict, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.packing import PackedHeader, pack, unpack
 from netprune.pruning import PruneConfig, prune_and_finetune
 from netprune.quantise import Values, quantise
@@ -42,6 +42,7 @@ from netprune.recipes import TrainConfig
 from netprune.rounding import codebook_training, quantise_and_train
 from netprune.rules import kept_norm
 from netprune.training import Held, train
+from netprune.weights import prunable_weights, read_state_dict, weights_digest
 
 DENSITIES = (0.1, 0.05, 0.02, 0.01)
 QUICK_DENSITIES = (0.1, 0.01)

@@ -18,13 +18,14 @@ from benchmarks.setting import finish, parser, print_table, run
 from netprune.data import Dataset, load_dataset
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
-from netprune.models import Architecture, build_model, prunable_weights
+from netprune.models import Architecture, build_model
 from netprune.packing import header_for, pack, unpack
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.quantise import Values, quantise
 from netprune.recipes import FINETUNE, RECIPES, TrainConfig, recipe
 from netprune.rounding import quantise_and_train
 from netprune.training import train
+from netprune.weights import prunable_weights
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -23,11 +23,11 @@ from benchmarks.setting import Setting, finish, open_setting, parser, print_tabl
 from netprune.curves import fit_all
 from netprune.data import Dataset
 from netprune.loader import normalise
-from netprune.models import prunable_weights
 from netprune.rules import knapsack
 from netprune.scan_record import ScanRecord
 from netprune.scanner import ScanConfig, scan
 from netprune.sensitivity import Sensitivity
+from netprune.weights import prunable_weights
 
 SPARSITIES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DENSITIES = (0.2, 0.1, 0.05, 0.03, 0.02)

@@ -41,12 +41,13 @@ from netprune.candidate import prune_candidate
 from netprune.confirmation import Candidate
 from netprune.evaluation import evaluate
 from netprune.masks import Sparsity
-from netprune.models import Architecture, prunable_weights
+from netprune.models import Architecture
 from netprune.packing import header_for, pack, unpack
 from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values
 from netprune.scanner import scan
+from netprune.weights import prunable_weights
 from sweeps import artifacts, tracking
 from sweeps.proposing import SAMPLERS
 from sweeps.scores import OBJECTIVES

@@ -17,9 +17,10 @@ from torch import nn
 from netprune.data import Dataset, load_dataset
 from netprune.errors import InputError
 from netprune.files import write_whole
-from netprune.models import Architecture, build_model, load_weights, read_state_dict
+from netprune.models import Architecture, build_model
 from netprune.recipes import TrainConfig
 from netprune.training import train
+from netprune.weights import load_weights, read_state_dict
 
 CHOOSING = ("kept", "json", "data_dir", "quick", "seeds", "first_seed", "methods", "only", "workers")
 """Options that say which results there are to be, and not how each is measured."""

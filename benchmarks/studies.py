@@ -28,11 +28,12 @@ from benchmarks.setting import finish, print_table, require_counts, run
 from netprune.allocation import Basis
 from netprune.confidence import lower_bound
 from netprune.confirmation import Candidate, image_margin
-from netprune.models import Architecture, build_model, prunable_weights
+from netprune.models import Architecture, build_model
 from netprune.pruning import finetuning
 from netprune.search_space import Point, Space
 from netprune.seeding import seed_path
 from netprune.starts import nearest
+from netprune.weights import prunable_weights
 from sweeps.progress import Voice, speaking
 from sweeps.proposing import SAMPLERS, Aims, Proposer, Turn, expected
 from sweeps.scores import ROUNDING, Attempt, Score, Tried, lineage

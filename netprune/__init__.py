@@ -15,8 +15,6 @@ from netprune.masks import apply_masks as apply_masks
 from netprune.masks import make_masks as make_masks
 from netprune.models import Architecture as Architecture
 from netprune.models import build_model as build_model
-from netprune.models import load_weights as load_weights
-from netprune.models import read_state_dict as read_state_dict
 from netprune.packing import header_for as header_for
 from netprune.packing import load as load
 from netprune.packing import pack as pack
@@ -32,3 +30,5 @@ from netprune.scanner import ScanConfig as ScanConfig
 from netprune.scanner import scan as scan
 from netprune.size import measure_size as measure_size
 from netprune.training import train as train
+from netprune.weights import load_weights as load_weights
+from netprune.weights import read_state_dict as read_state_dict

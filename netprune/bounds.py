@@ -15,7 +15,7 @@ from torch import nn
 
 from netprune.errors import InputError
 from netprune.masks import Sparsity
-from netprune.models import names_of_weights, prunable_weights
+from netprune.weights import names_of_weights, prunable_weights
 
 Names = tuple[str, ...]
 """Weight names, in the model's order."""

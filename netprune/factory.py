@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from netprune.errors import InputError
 from netprune.evaluation import eval_mode
-from netprune.models import prunable_weights
 from netprune.packing import Builder, PackedHeader, plain_state
+from netprune.weights import prunable_weights
 
 EXAMPLE = "mynet:network"
 TRIED = 2

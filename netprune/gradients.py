@@ -10,8 +10,8 @@ from torch import nn
 
 from netprune.data import Dataset
 from netprune.loader import eval_batches
-from netprune.models import prunable_weights
 from netprune.saliency import Gradients, Saliency, needs_gradient
+from netprune.weights import prunable_weights
 
 IMAGES = 2000
 BATCH = 250

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from netprune.errors import InputError
-from netprune.models import prunable_weights
 from netprune.saliency import Gradients, Saliency, magnitude, score
+from netprune.weights import prunable_weights
 
 Sparsity = Mapping[str, float]
 """Weight name (`conv1.0.weight`) → fraction pruned, in [0, 1]."""

@@ -14,7 +14,7 @@
    | `image_size` | side of the images that it takes, in pixels; 32 where it is left out |
    | `mean`, `std` | per channel, of pixels in [0, 1] |
    | `dense_digest` | SHA-256 of the dense network that was pruned |
-   | `digest` | SHA-256 of the tensors here (`models.state_digest`): what a reader decodes is held against it |
+   | `digest` | SHA-256 of the tensors here (`weights.state_digest`): what a reader decodes is held against it |
    | `tensors` | `[name, type, shape]` in the order of the state dict; types as safetensors names them |
    | `aliases` | tensor that shares its memory with another → that other |
 
@@ -62,17 +62,9 @@ from netprune.data import Dataset
 from netprune.entropy import DamagedStreamError, Decoder, Encoder
 from netprune.errors import InputError
 from netprune.image_folder import IMAGE_SIZE, LARGEST_SIZE
-from netprune.models import (
-    WITHOUT_VALUES,
-    Architecture,
-    build_model,
-    differing_head,
-    require_tied,
-    state_digest,
-    tied,
-    weights_digest,
-)
+from netprune.models import Architecture, build_model
 from netprune.tensors import DTYPE_NAMES, DTYPES, Spec, decode_tensors, encode_tensors, spec
+from netprune.weights import WITHOUT_VALUES, differing_head, require_tied, state_digest, tied, weights_digest
 
 MAX_BYTES = 2**30
 """Of a network's tensors, unless the caller allows more: what a hostile file can make a reader take."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from netprune.errors import InputError
 from netprune.folding import fold_biases
-from netprune.models import prunable_weights
+from netprune.weights import prunable_weights
 
 Labels = Mapping[str, Tensor]
 """Weight name → int64 of the weight's shape: which entry of its codebook a weight has; -1 for a zero."""

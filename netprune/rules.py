@@ -15,11 +15,11 @@ from netprune.curves import Damage, fit_all
 from netprune.errors import InputError
 from netprune.knapsack import cheapest
 from netprune.masks import Sparsity
-from netprune.models import prunable_weights
 from netprune.proportions import proportional
 from netprune.saliency import Gradients, Saliency, lamp, magnitude, norm_loss, score
 from netprune.sensitivity import Sensitivity
 from netprune.thresholds import SortedScores, global_threshold
+from netprune.weights import prunable_weights
 
 Shapes = Mapping[str, torch.Size]
 """Weight name → shape, in the model's order."""

@@ -22,11 +22,11 @@ from netprune.gradients import gradients_for
 from netprune.grid import density_grid, density_of, distinct, midpoints
 from netprune.loader import batch_for, normalise
 from netprune.masks import check_sparsity, keep_mask, prune_order, pruned_count
-from netprune.models import prunable_weights, weights_digest
 from netprune.saliency import Saliency, magnitude, score
 from netprune.scan_record import Point, ScanRecord
 from netprune.sensitivity import LayerCurve, Sensitivity
 from netprune.tracing import PrefixReuse, Rest, WholePasses, reuse_prefix
+from netprune.weights import prunable_weights, weights_digest
 
 REFINEMENTS = 2
 RELATIVE_SE = 0.05

@@ -21,9 +21,9 @@ from netprune.evaluation import eval_mode
 from netprune.gradients import gradients_for
 from netprune.loader import batch_for, normalise
 from netprune.masks import Sparsity, apply_masks, prune_order, pruned_count
-from netprune.models import prunable_weights
 from netprune.recalibration import recalibrate
 from netprune.saliency import find_saliency, score
+from netprune.weights import prunable_weights
 
 IMAGES, RECALIBRATED, BATCH = 1024, 512, 512
 SHARPNESSES = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from netprune.models import prunable_weights
+from netprune.weights import prunable_weights
 
 BYTES_PER_VALUE = 4
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument
 
-from netprune.models import prunable_weights
+from netprune.weights import prunable_weights
 
 Rest = Callable[[int], Tensor]
 """Index of a batch → the network's outputs for it, with the weights as they are now."""

@@ -15,10 +15,11 @@ from torch import nn
 
 from netprune.data import Dataset, Split
 from netprune.evaluation import evaluate
-from netprune.models import Architecture, build_model, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.packing import PackedHeader
 from netprune.recipes import TrainConfig
 from netprune.training import train
+from netprune.weights import weights_digest
 from sweeps import artifacts
 from sweeps.stages.source import Source
 from sweeps.store import open_store

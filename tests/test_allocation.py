@@ -17,7 +17,7 @@ from netprune.errors import InputError
 from netprune.evaluation import Evaluation
 from netprune.knapsack import BINS
 from netprune.masks import apply_masks, make_masks
-from netprune.models import Architecture, build_model, prunable_weights
+from netprune.models import Architecture, build_model
 from netprune.rules import (
     document,
     equal_drop,
@@ -33,6 +33,7 @@ from netprune.rules import (
 )
 from netprune.saliency import taylor
 from netprune.sensitivity import LayerCurve, Sensitivity
+from netprune.weights import prunable_weights
 
 SEEDS = range(4)
 TENTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

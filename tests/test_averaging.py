@@ -9,11 +9,11 @@ import torch
 from netprune.averaging import average
 from netprune.candidate import average_candidate
 from netprune.evaluation import evaluate
-from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.pruning import finetuning, prune_and_finetune
 from netprune.quantise import Values
 from netprune.recalibration import recalibrate
+from netprune.weights import prunable_weights, weights_digest
 
 SPARSITY = {"conv2.0.weight": 0.5, "conv3.0.weight": 0.9}
 

@@ -14,11 +14,11 @@ from netprune.curves import fit_all
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation
 from netprune.masks import make_masks
-from netprune.models import prunable_weights
 from netprune.saliency import lamp, magnitude, norm_loss, score
 from netprune.search_space import REACH, Point, Space
 from netprune.seeding import seed_path
 from netprune.sensitivity import LayerCurve, Sensitivity
+from netprune.weights import prunable_weights
 
 LIMITS = "1=0.5,3=0.8"
 SPARSITIES = np.array([0.2, 0.4, 0.6, 0.8, 0.9, 1.0])

@@ -8,11 +8,12 @@ import pytest
 from browsing import browser, expand, missing, mlflow_ui, opened, visit
 from test_page import large_page
 
-from netprune.models import Architecture, build_model, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.packing import PackedHeader
 from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
 from netprune.training import train
+from netprune.weights import weights_digest
 from sweeps.page import render
 from sweeps.stages.data import DataRequest
 from sweeps.stages.registering import run_register

@@ -21,7 +21,7 @@ from netprune.compute import (
     seconds_per_image,
     training_seconds,
 )
-from netprune.models import weights_digest
+from netprune.weights import weights_digest
 
 CPU = torch.device("cpu")
 LABELS = torch.arange(64) % 3

@@ -5,9 +5,10 @@ import torch
 
 from netprune.contents import file_contents
 from netprune.masks import apply_masks, make_masks
-from netprune.models import Architecture, build_model, prunable_weights
+from netprune.models import Architecture, build_model
 from netprune.packing import pack, unpack
 from netprune.quantise import Values, quantise
+from netprune.weights import prunable_weights
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from netprune.evaluation import evaluate
 from netprune.loader import normalise, train_batches
 from netprune.masks import make_masks
 from netprune.memory import free_memory
-from netprune.models import Architecture, build_model, prunable_weights, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.optimizers import orthogonalised
 from netprune.packing import header_for, unpack
 from netprune.precision import fit_to_device
@@ -31,6 +31,7 @@ from netprune.recording import recordable
 from netprune.saliency import SALIENCIES
 from netprune.scanner import ScanConfig, scan
 from netprune.training import Held, train
+from netprune.weights import prunable_weights, weights_digest
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

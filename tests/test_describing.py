@@ -7,7 +7,7 @@ import mlflow
 from studies import DATA, REQUEST
 
 import netprune
-from netprune.models import weights_digest
+from netprune.weights import weights_digest
 from sweeps import tracking
 from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register

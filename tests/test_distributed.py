@@ -20,9 +20,10 @@ from netprune.distributed import ENDED, Team, launched
 from netprune.errors import DivergedError, InputError
 from netprune.loader import steps_per_epoch
 from netprune.masks import apply_masks, make_masks
-from netprune.models import Architecture, build_model, prunable_weights, state_digest, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.recipes import TrainConfig, recipe
 from netprune.training import Held, train
+from netprune.weights import prunable_weights, state_digest, weights_digest
 
 PATIENCE = timedelta(seconds=60)
 # 72 images are batches of 23, 23, 23 and 3: the shares differ, and the last batch is too small to be shared. Clipping

@@ -10,7 +10,7 @@ import torch
 from netprune import evaluation
 from netprune.data import Split
 from netprune.evaluation import confusion, eval_mode, evaluate, image_losses, predict, standard_error, summarise
-from netprune.models import weights_digest
+from netprune.weights import weights_digest
 
 
 def modes(model):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from netprune.models import Architecture, build_model, load_weights, read_state_dict, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.packing import pack
+from netprune.weights import load_weights, read_state_dict, weights_digest
 from sweeps import export, registry, tracking
 
 ARCHITECTURE = Architecture(name="net10", num_classes=3, width=2)

@@ -9,8 +9,8 @@ import torch
 
 from netprune.errors import InputError
 from netprune.factory import builder, find_factory
-from netprune.models import weights_digest
 from netprune.packing import pack, unpack
+from netprune.weights import weights_digest
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 REFUSED = """

@@ -8,7 +8,7 @@ from torch import nn
 
 from netprune.folding import fold_biases
 from netprune.loader import normalise
-from netprune.models import weights_digest
+from netprune.weights import weights_digest
 
 
 def spread_statistics(model):

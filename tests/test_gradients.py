@@ -10,8 +10,8 @@ from torch import nn
 from netprune import gradients
 from netprune.gradients import gradients_for, loss_gradients
 from netprune.loader import normalise
-from netprune.models import prunable_weights, weights_digest
 from netprune.saliency import SALIENCIES, taylor
+from netprune.weights import prunable_weights, weights_digest
 
 
 def reference(model, dataset, images):

@@ -19,9 +19,10 @@ from torch import nn
 from netprune.container import CODED, LENGTH_BYTES, MAGIC, METADATA, TABLES, VERSION, seal, unseal
 from netprune.errors import InputError
 from netprune.masks import apply_masks, make_masks
-from netprune.models import Architecture, build_model, prunable_weights, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.packing import PackedHeader, pack, unpack
 from netprune.quantise import Values, quantise
+from netprune.weights import prunable_weights, weights_digest
 
 
 @pytest.fixture(params=["fp32", "int8", "codebook:4"])

@@ -14,7 +14,7 @@ COMMANDS = ("train", "scan_sensitivity", "search_sparsity", "register", "report"
 LAYERS = (
     {"errors", "winograd", "memory", "recording", "averaging", "folding"},
     {"compute", "entropy", "container", "files", "distillation", "shares"},
-    {"models", "image_folder", "cifar10", "saliency", "words", "recipes", "distributed"},
+    {"models", "weights", "image_folder", "cifar10", "saliency", "words", "recipes", "distributed"},
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
     {"streaming", "tensors", "proportions", "bounds", "thresholds"},
     {"loader", "packing"},

@@ -15,10 +15,11 @@ import mlflow
 import pytest
 import torch
 
-from netprune.models import Architecture, build_model, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.packing import header_for
 from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
+from netprune.weights import weights_digest
 from sweeps import registry, tracking
 from sweeps.command import command
 from sweeps.stages import scanning, training, trials

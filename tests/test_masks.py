@@ -18,8 +18,8 @@ from netprune.masks import (
     prune_order,
     pruned_count,
 )
-from netprune.models import prunable_weights, weights_digest
 from netprune.saliency import SALIENCIES, taylor
+from netprune.weights import prunable_weights, weights_digest
 
 
 def pruned(mask):

@@ -9,11 +9,11 @@ from torch import nn
 from netprune import compute
 from netprune.compute import Format
 from netprune.errors import InputError
-from netprune.models import weights_digest
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.scanner import scan
 from netprune.training import train
+from netprune.weights import weights_digest
 
 SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
 

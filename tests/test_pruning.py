@@ -13,7 +13,6 @@ from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.gradients import loss_gradients
 from netprune.masks import apply_masks, make_masks, measured_sparsity
-from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning, prune_and_finetune
@@ -24,6 +23,7 @@ from netprune.rounding import quantise_and_train
 from netprune.rules import document, shapes_of
 from netprune.saliency import SALIENCIES
 from netprune.training import Held, train
+from netprune.weights import prunable_weights, weights_digest
 
 RECIPE = TrainConfig(epochs=2, batch_size=16, seed=4)
 ONE_SHOT, FINETUNED = PruneConfig(), PruneConfig(finetune=RECIPE)

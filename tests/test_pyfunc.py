@@ -14,11 +14,11 @@ from netprune.errors import InputError
 from netprune.factory import find_factory
 from netprune.files import write_whole
 from netprune.loader import normalise
-from netprune.models import weights_digest
 from netprune.packing import pack
 from netprune.pyfunc import _load_pyfunc
 from netprune.recipes import TrainConfig
 from netprune.training import train
+from netprune.weights import weights_digest
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from torch import nn
 
 from netprune.errors import InputError
 from netprune.masks import apply_masks, make_masks
-from netprune.models import prunable_weights, weights_digest
 from netprune.packing import pack, unpack
 from netprune.quantise import (
     Values,
@@ -22,6 +21,7 @@ from netprune.quantise import (
 )
 from netprune.recipes import TrainConfig
 from netprune.training import Held, train
+from netprune.weights import prunable_weights, weights_digest
 
 KINDS = ["fp32", "fp16", "int8", "codebook:2", "codebook:4", "codebook:8"]
 

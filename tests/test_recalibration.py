@@ -10,11 +10,11 @@ from torch import nn
 from netprune.data import Split
 from netprune.evaluation import evaluate
 from netprune.loader import normalise
-from netprune.models import prunable_weights
 from netprune.pruning import pruned_copy
 from netprune.recalibration import recalibrate
 from netprune.recipes import TrainConfig
 from netprune.training import train
+from netprune.weights import prunable_weights
 
 
 def norms(model):

@@ -10,10 +10,11 @@ import torch
 from studies import DATA
 
 from netprune.errors import InputError
-from netprune.models import Architecture, build_model, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.packing import PackedHeader, pack, read_packed, unpack
 from netprune.pruning import PruneConfig
 from netprune.pyfunc import _load_pyfunc
+from netprune.weights import weights_digest
 from sweeps import artifacts, registry, tracking
 from sweeps.stages.exporting import run_export
 from sweeps.stages.registering import run_register

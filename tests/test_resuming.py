@@ -10,9 +10,9 @@ from netprune.callbacks import EpochResult
 from netprune.compute import Format
 from netprune.errors import InputError
 from netprune.evaluation import Evaluation
-from netprune.models import weights_digest
 from netprune.recipes import TrainConfig
 from netprune.training import train
+from netprune.weights import weights_digest
 from sweeps import registry, tracking
 from sweeps.stages import training
 from sweeps.stages.data import DataRequest

@@ -10,7 +10,6 @@ import torch
 
 from netprune.errors import InputError
 from netprune.masks import make_masks, prune_order
-from netprune.models import prunable_weights
 from netprune.saliency import (
     SALIENCIES,
     find_saliency,
@@ -22,6 +21,7 @@ from netprune.saliency import (
     score,
     taylor,
 )
+from netprune.weights import prunable_weights
 
 SHAPES = [(1,), (7,), (5, 9), (4, 3, 3, 3)]
 BY_MAGNITUDE = [magnitude, lamp, norm_loss]

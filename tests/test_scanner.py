@@ -20,11 +20,11 @@ from netprune.evaluation import evaluate, image_losses
 from netprune.gradients import loss_gradients
 from netprune.loader import normalise
 from netprune.masks import apply_masks, make_masks, pruned_count
-from netprune.models import prunable_weights, weights_digest
 from netprune.saliency import SALIENCIES
 from netprune.scan_record import ScanRecord
 from netprune.scanner import DENSE, ScanConfig, scan
 from netprune.sensitivity import LayerCurve, Sensitivity
+from netprune.weights import prunable_weights, weights_digest
 
 SPARSITIES = (0.4, 0.9, 1.0)
 EXACT = ScanConfig(sparsities=SPARSITIES, max_se=0, precision="fp32")

@@ -11,10 +11,10 @@ from netprune.bounds import find_bounds
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.masks import apply_masks, make_masks
-from netprune.models import prunable_weights, weights_digest
 from netprune.scan_record import ScanRecord
 from netprune.scanner import ScanConfig
 from netprune.sensitivity import Sensitivity
+from netprune.weights import prunable_weights, weights_digest
 from sweeps.scan_sensitivity import damage_table
 from sweeps.stages import scanning
 from sweeps.stages.data import DataRequest

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from netprune.evaluation import eval_mode
 from netprune.loader import normalise
 from netprune.masks import apply_masks, make_masks
-from netprune.models import prunable_weights, weights_digest
 from netprune.recalibration import recalibrate
 from netprune.recipes import TrainConfig
 from netprune.saliency import SALIENCIES
 from netprune.screening import SHARPNESSES, Screen
 from netprune.training import train
+from netprune.weights import prunable_weights, weights_digest
 
 
 @pytest.fixture

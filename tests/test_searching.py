@@ -19,13 +19,13 @@ from netprune.confirmation import Candidate
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
 from netprune.masks import measured_sparsity
-from netprune.models import prunable_weights, weights_digest
 from netprune.packing import unpack
 from netprune.pruning import PruneConfig
 from netprune.recipes import TrainConfig
 from netprune.search_space import Point
 from netprune.size import measure_size
 from netprune.stopping import LearningCurve
+from netprune.weights import prunable_weights, weights_digest
 from sweeps import artifacts, tracking
 from sweeps.limits import Limits, Spent
 from sweeps.scores import Attempt, Score, Tried

@@ -19,12 +19,13 @@ from netprune.candidate import prune_candidate
 from netprune.data import load_dataset
 from netprune.evaluation import evaluate
 from netprune.loader import normalise
-from netprune.models import Architecture, build_model, prunable_weights, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.packing import PackedHeader, pack
 from netprune.pruning import PruneConfig
 from netprune.quantise import Values
 from netprune.recipes import TrainConfig
 from netprune.training import train
+from netprune.weights import prunable_weights, weights_digest
 from sweeps import registry, tracking
 
 KINDS = ("fp32", "fp16", "int8", "codebook:2", "codebook:4")

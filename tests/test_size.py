@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from netprune.masks import apply_masks, make_masks
-from netprune.models import Architecture, build_model, prunable_weights
+from netprune.models import Architecture, build_model
 from netprune.size import LayerSize, ModelSize, measure_size
+from netprune.weights import prunable_weights
 
 
 def test_measure_size_of_a_dense_network_counts_every_parameter(tiny_net):

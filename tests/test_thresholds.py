@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from netprune.masks import keep_mask
-from netprune.models import prunable_weights
 from netprune.rules import global_saliency, kept_norm, lamp_threshold
 from netprune.saliency import SALIENCIES
 from netprune.thresholds import global_threshold
+from netprune.weights import prunable_weights
 
 
 def reference(scores, density):

@@ -36,7 +36,7 @@ STEPS = 17
 """Of an epoch: 1,079 training images."""
 WATCHED = '''
 import os
-from netprune.models import state_digest
+from netprune.weights import state_digest
 unwatched = apply_masks
 
 def apply_masks(model, masks):

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from netprune.models import prunable_weights, weights_digest
 from netprune.tracing import PrefixReuse, WholePasses, reuse_prefix
+from netprune.weights import prunable_weights, weights_digest
 
 
 class Parts(nn.Module):

@@ -18,10 +18,11 @@ from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.loader import train_batches
 from netprune.masks import apply_masks, make_masks, measured_sparsity
-from netprune.models import Architecture, build_model, prunable_weights, weights_digest
+from netprune.models import Architecture, build_model
 from netprune.optimizers import linear_schedule
 from netprune.recipes import TrainConfig, recipe
 from netprune.training import Held, train
+from netprune.weights import prunable_weights, weights_digest
 
 SHORT = TrainConfig(epochs=3, batch_size=16, seed=5)
 

@@ -13,9 +13,9 @@ from netprune.allocation import ALLOCATORS, BY_DAMAGE, Basis, allocation_from, f
 from netprune.budget import fit_bytes, packed_bytes
 from netprune.errors import InputError
 from netprune.masks import Sparsity, apply_masks, make_masks
-from netprune.models import prunable_weights
 from netprune.packing import pack
 from netprune.size import ModelSize, measure_size
+from netprune.weights import prunable_weights
 from sweeps import artifacts, figures, tracking
 from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.source import Source

@@ -12,13 +12,13 @@ from netprune.allocation import Basis, allocation_from, find_allocator
 from netprune.callbacks import Callbacks
 from netprune.errors import InputError
 from netprune.masks import Sparsity
-from netprune.models import weights_digest
 from netprune.precision import fit_to_device
 from netprune.pruning import finetuning, prune_and_finetune
 from netprune.saliency import find_saliency
 from netprune.scan_record import ScanRecord
 from netprune.scanner import ScanConfig, scan
 from netprune.sensitivity import Sensitivity
+from netprune.weights import weights_digest
 from sweeps import artifacts, figures, interrupts, tracking
 from sweeps.inputs import log_data
 from sweeps.progress import Progress, report

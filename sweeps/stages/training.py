@@ -19,11 +19,12 @@ from netprune.data import Dataset
 from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
-from netprune.models import Architecture, differing_head, load_weights, read_state_dict
+from netprune.models import Architecture
 from netprune.packing import header_for, pack
 from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.training import train
+from netprune.weights import differing_head, load_weights, read_state_dict
 from sweeps import artifacts, interrupts, registry, tracking
 from sweeps.inputs import check_data, log_data
 from sweeps.progress import Progress, duration, report
