@@ -18,8 +18,9 @@ from benchmarks.setting import Setting, finish, open_setting, parser, print_tabl
 from netprune.allocation import Basis, allocation_from
 from netprune.candidate import prune_candidate
 from netprune.evaluation import evaluate
+from netprune.header import PackedHeader, header_for
 from netprune.models import Architecture
-from netprune.packing import PackedHeader, header_for, pack, unpack
+from netprune.packing import pack, unpack
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.pruning import finetuning, pruned_copy
 from netprune.recalibration import recalibrate

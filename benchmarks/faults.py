@@ -25,8 +25,8 @@ import torch
 
 from benchmarks.setting import finish, print_table, run
 from netprune.data import Dataset, Split
+from netprune.header import header_for
 from netprune.models import Architecture, build_model
-from netprune.packing import header_for
 from netprune.scanner import ScanConfig
 from sweeps import tracking
 from sweeps.stages.data import DataRequest

@@ -33,9 +33,10 @@ from benchmarks.other_files import LOSSLESS, State
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.compute import Format
 from netprune.evaluation import evaluate
+from netprune.header import PackedHeader
 from netprune.masks import Sparsity, apply_masks, make_masks
 from netprune.models import Architecture, build_model
-from netprune.packing import PackedHeader, pack, unpack
+from netprune.packing import pack, unpack
 from netprune.pruning import PruneConfig, prune_and_finetune
 from netprune.quantise import Values, quantise
 from netprune.recipes import TrainConfig

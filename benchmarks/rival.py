@@ -18,8 +18,9 @@ from benchmarks.setting import finish, parser, print_table, run
 from netprune.data import Dataset, load_dataset
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
+from netprune.header import header_for
 from netprune.models import Architecture, build_model
-from netprune.packing import header_for, pack, unpack
+from netprune.packing import pack, unpack
 from netprune.precision import PRECISIONS, fit_to_device
 from netprune.quantise import Values, quantise
 from netprune.recipes import FINETUNE, RECIPES, TrainConfig, recipe

@@ -40,9 +40,10 @@ from netprune.callbacks import Callbacks
 from netprune.candidate import prune_candidate
 from netprune.confirmation import Candidate
 from netprune.evaluation import evaluate
+from netprune.header import header_for
 from netprune.masks import Sparsity
 from netprune.models import Architecture
-from netprune.packing import header_for, pack, unpack
+from netprune.packing import pack, unpack
 from netprune.precision import fit_to_device
 from netprune.pruning import PruneConfig, finetuning
 from netprune.quantise import Values

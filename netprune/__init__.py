@@ -11,11 +11,11 @@ from netprune.data import load_dataset as load_dataset
 from netprune.errors import DivergedError as DivergedError
 from netprune.errors import InputError as InputError
 from netprune.evaluation import evaluate as evaluate
+from netprune.header import header_for as header_for
 from netprune.masks import apply_masks as apply_masks
 from netprune.masks import make_masks as make_masks
 from netprune.models import Architecture as Architecture
 from netprune.models import build_model as build_model
-from netprune.packing import header_for as header_for
 from netprune.packing import load as load
 from netprune.packing import pack as pack
 from netprune.packing import read_packed as read_packed

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from torch import nn
 
 from netprune.errors import InputError
+from netprune.header import PackedHeader
 from netprune.masks import Sparsity, apply_masks, make_masks
-from netprune.packing import PackedHeader, pack
+from netprune.packing import pack
 
 TOLERANCE = 0.001
 LEAST_DENSITY = 1e-4

@@ -15,8 +15,9 @@ from netprune.averaging import average
 from netprune.callbacks import CHECK_IMAGES, NOBODY, Callbacks
 from netprune.data import Dataset
 from netprune.evaluation import Evaluation, evaluate
+from netprune.header import PackedHeader
 from netprune.masks import Sparsity, measured_sparsity
-from netprune.packing import PackedHeader, pack, unpack
+from netprune.packing import pack, unpack
 from netprune.pruning import PruneConfig, finetuned, pruned_copy
 from netprune.recalibration import recalibrate
 from netprune.rounding import quantise_and_train

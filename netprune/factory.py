@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from netprune.errors import InputError
 from netprune.evaluation import eval_mode
-from netprune.packing import Builder, PackedHeader, plain_state
+from netprune.header import PackedHeader
+from netprune.packing import Builder, plain_state
 from netprune.weights import prunable_weights
 
 EXAMPLE = "mynet:network"

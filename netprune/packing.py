@@ -47,69 +47,26 @@ network of the user's own class is built by the reader (`factory` says on whose 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from netprune.container import damaged, seal, unseal
-from netprune.data import Dataset
 from netprune.entropy import DamagedStreamError, Decoder, Encoder
 from netprune.errors import InputError
-from netprune.image_folder import IMAGE_SIZE, LARGEST_SIZE
-from netprune.models import Architecture, build_model
+from netprune.header import PackedHeader, describe_header, parse_aliases, parse_header, parse_specs
+from netprune.models import build_model
 from netprune.tensors import DTYPE_NAMES, DTYPES, Spec, decode_tensors, encode_tensors, spec
-from netprune.weights import WITHOUT_VALUES, differing_head, require_tied, state_digest, tied, weights_digest
+from netprune.weights import WITHOUT_VALUES, differing_head, require_tied, state_digest, tied
 
 MAX_BYTES = 2**30
 """Of a network's tensors, unless the caller allows more: what a hostile file can make a reader take."""
-MAX_AXES, MAX_LENGTH = 64, 2**40
-"""Of a tensor, and of one of its axes. No tensor has more, and a shape beyond them takes seconds to multiply out."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackedHeader:
-    """What a packed file says of its network."""
-
-    architecture: Architecture | None
-    """None for a network of the user's own class: it is loaded into a module that the caller gives."""
-    classes: tuple[str, ...]
-    """Names of the outputs, in order."""
-    mean: tuple[float, float, float]
-    """Per channel, of pixels in [0, 1]: inputs are normalised with it."""
-    std: tuple[float, float, float]
-    """Per channel, of pixels in [0, 1]."""
-    dense_digest: str
-    """`weights_digest()` of the dense network it was pruned from (its own, if it is dense)."""
-    image_size: int = IMAGE_SIZE
-    """Side of the images that it takes, in pixels."""
-
-
 Builder = Callable[[PackedHeader], nn.Module]
 """Builds the network of a file that names no architecture."""
-
-
-def header_for(dense: nn.Module, dataset: Dataset, architecture: Architecture | None = None) -> PackedHeader:
-    """The header of what a dense network, trained on a data set, is pruned to.
-
-    Args:
-        dense: before pruning.
-        dataset: that it was trained on.
-        architecture: how to build it; None for a network of the user's own class.
-    """
-    return PackedHeader(
-        architecture=architecture,
-        classes=dataset.classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        dense_digest=weights_digest(dense),
-        image_size=dataset.image_size,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +96,7 @@ def pack(model: nn.Module, header: PackedHeader) -> bytes:
     encoder = Encoder()
     encode_tensors(encoder, state)
     described = {
-        **_described(header),
+        **describe_header(header),
         "digest": state_digest(state),
         "tensors": [dataclasses.astuple(each) for each in specs],
         "aliases": aliases,
@@ -162,9 +119,9 @@ def unpack(data: bytes, into: nn.Module | Builder | None = None, *, max_bytes: i
     """
     described, tables, coded = unseal(data)
     try:
-        header = _header(described)
-        specs = _specs(described["tensors"])
-        aliases = _aliases(described["aliases"], specs)
+        header = parse_header(described)
+        specs = parse_specs(described["tensors"])
+        aliases = parse_aliases(described["aliases"], specs)
         digest = described["digest"]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise damaged(error) from None
@@ -241,59 +198,6 @@ def plain_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise InputError(f"{name} cannot be packed: it has no values. Mend: {WITHOUT_VALUES}")
     aliases = tied(found)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items() if name not in aliases}, aliases
-
-
-def _described(header: PackedHeader) -> dict[str, Any]:
-    """The header as it is written: of plain numbers, and as a reader will take it."""
-    described = dataclasses.asdict(header)
-    described |= {"mean": list(map(float, header.mean)), "std": list(map(float, header.std))}
-    try:
-        _header(described)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the header cannot be packed ({error}): mend it.") from None
-    if header.image_size == IMAGE_SIZE:
-        del described["image_size"]
-    return described
-
-
-def _header(described: Mapping[str, Any]) -> PackedHeader:
-    mean, std = tuple(map(float, described["mean"])), tuple(map(float, described["std"]))
-    if len(mean) != 3 or len(std) != 3:
-        raise ValueError("mean and std need three values each")
-    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise ValueError("its images cannot be normalised by its mean and std")
-    architecture = described["architecture"]
-    image_size = described.get("image_size", IMAGE_SIZE)
-    if type(image_size) is not int or not 1 <= image_size <= LARGEST_SIZE:
-        raise ValueError("its images have a size that cannot be")
-    if architecture is not None and not all(type(architecture[name]) is int for name in ("num_classes", "width")):
-        raise ValueError("its architecture has numbers that are none")
-    return PackedHeader(
-        architecture=None if architecture is None else Architecture(**architecture),
-        classes=tuple(map(str, described["classes"])),
-        mean=mean,
-        std=std,
-        dense_digest=str(described["dense_digest"]),
-        image_size=image_size,
-    )
-
-
-def _specs(listed: Sequence[tuple[str, str, Sequence[int]]]) -> list[Spec]:
-    specs = [Spec(str(name), dtype, tuple(shape)) for name, dtype, shape in listed]
-    for each in specs:
-        possible = len(each.shape) <= MAX_AXES and all(type(n) is int and 0 <= n < MAX_LENGTH for n in each.shape)
-        if each.dtype not in DTYPES or not possible:
-            raise ValueError(f"{each.name} is a tensor of no known kind")
-    if len({each.name for each in specs}) < len(specs):
-        raise ValueError("two tensors have one name")
-    return specs
-
-
-def _aliases(listed: Mapping[str, str], specs: Sequence[Spec]) -> dict[str, str]:
-    names = {each.name for each in specs}
-    if not names.isdisjoint(listed) or not names.issuperset(listed.values()):
-        raise ValueError("an alias of no tensor")
-    return dict(listed)
 
 
 def _require_types(model: nn.Module, named: Mapping[str, Spec]) -> None:

@@ -22,7 +22,8 @@ import netprune
 from netprune.errors import InputError
 from netprune.factory import builder
 from netprune.files import write_whole
-from netprune.packing import PackedHeader, PackedModel, read_packed
+from netprune.header import PackedHeader
+from netprune.packing import PackedModel, read_packed
 from netprune.pyfunc import NETWORK
 from sweeps.user_code import copy_code, requirements
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from netprune.data import Dataset, Split
 from netprune.evaluation import evaluate
+from netprune.header import PackedHeader
 from netprune.models import Architecture, build_model
-from netprune.packing import PackedHeader
 from netprune.recipes import TrainConfig
 from netprune.training import train
 from netprune.weights import weights_digest

@@ -8,8 +8,8 @@ import pytest
 from browsing import browser, expand, missing, mlflow_ui, opened, visit
 from test_page import large_page
 
+from netprune.header import PackedHeader
 from netprune.models import Architecture, build_model
-from netprune.packing import PackedHeader
 from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
 from netprune.training import train

@@ -7,9 +7,10 @@ import pytest
 from netprune.allocation import Basis, find_allocator
 from netprune.budget import BISECTIONS, LEAST_DENSITY, TOLERANCE, fit_bytes, packed_bytes
 from netprune.errors import InputError
+from netprune.header import PackedHeader
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model
-from netprune.packing import PackedHeader, pack
+from netprune.packing import pack
 from netprune.weights import prunable_weights, weights_digest
 
 SIZE = 10_000_000

@@ -16,12 +16,13 @@ from netprune.candidate import prune_candidate
 from netprune.compute import Format, choose_compute
 from netprune.data import Dataset, load_dataset
 from netprune.evaluation import evaluate
+from netprune.header import header_for
 from netprune.loader import normalise, train_batches
 from netprune.masks import make_masks
 from netprune.memory import free_memory
 from netprune.models import Architecture, build_model
 from netprune.optimizers import orthogonalised
-from netprune.packing import header_for, unpack
+from netprune.packing import unpack
 from netprune.precision import fit_to_device
 from netprune.pruning import finetuning
 from netprune.quantise import Values

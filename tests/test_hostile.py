@@ -18,9 +18,10 @@ from torch import nn
 
 from netprune.container import CODED, LENGTH_BYTES, MAGIC, METADATA, TABLES, VERSION, seal, unseal
 from netprune.errors import InputError
+from netprune.header import PackedHeader
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model
-from netprune.packing import PackedHeader, pack, unpack
+from netprune.packing import pack, unpack
 from netprune.quantise import Values, quantise
 from netprune.weights import prunable_weights, weights_digest
 
@@ -318,7 +319,7 @@ def test_file_of_a_network_loads_in_a_process_that_knows_only_netprune(tmp_path,
 
     (tmp_path / "net.netprune").write_bytes(packed)
     code = (
-        "import sys, netprune\nfrom netprune.models import weights_digest\n"
+        "import sys, netprune\nfrom netprune.weights import weights_digest\n"
         "print(weights_digest(netprune.load('net.netprune')))\n"
         "assert not {'mlflow', 'optuna', 'sweeps', 'pickle5'} & set(sys.modules)"
     )

@@ -17,7 +17,8 @@ LAYERS = (
     {"models", "weights", "image_folder", "cifar10", "saliency", "words", "recipes", "distributed"},
     {"data", "size", "masks", "positions", "quantise", "tracing", "optimizers"},
     {"streaming", "tensors", "proportions", "bounds", "thresholds"},
-    {"loader", "packing"},
+    {"loader", "header"},
+    {"packing"},
     {"evaluation", "gradients", "precision", "contents"},
     {
         "callbacks",

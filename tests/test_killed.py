@@ -15,8 +15,8 @@ import mlflow
 import pytest
 import torch
 
+from netprune.header import header_for
 from netprune.models import Architecture, build_model
-from netprune.packing import header_for
 from netprune.recipes import TrainConfig
 from netprune.scanner import ScanConfig
 from netprune.weights import weights_digest

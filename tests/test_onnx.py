@@ -12,11 +12,12 @@ import torch
 
 import netprune.onnx
 from netprune.errors import InputError
+from netprune.header import PackedHeader
 from netprune.loader import normalise
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model
 from netprune.onnx import to_onnx
-from netprune.packing import PackedHeader, PackedModel
+from netprune.packing import PackedModel
 from netprune.weights import prunable_weights, weights_digest
 
 

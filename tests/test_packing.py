@@ -11,9 +11,10 @@ from torch import nn
 from netprune.container import seal, unseal
 from netprune.errors import InputError
 from netprune.files import write_whole
+from netprune.header import PackedHeader, header_for
 from netprune.masks import apply_masks, make_masks
 from netprune.models import Architecture, build_model
-from netprune.packing import PackedHeader, header_for, load, pack, read_packed, unpack
+from netprune.packing import load, pack, read_packed, unpack
 from netprune.weights import prunable_weights, weights_digest
 
 NAN_PAYLOAD = 0x7FC12345

@@ -10,8 +10,9 @@ import torch
 from studies import DATA
 
 from netprune.errors import InputError
+from netprune.header import PackedHeader
 from netprune.models import Architecture, build_model
-from netprune.packing import PackedHeader, pack, read_packed, unpack
+from netprune.packing import pack, read_packed, unpack
 from netprune.pruning import PruneConfig
 from netprune.pyfunc import _load_pyfunc
 from netprune.weights import weights_digest

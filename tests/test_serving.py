@@ -18,9 +18,10 @@ import torch
 from netprune.candidate import prune_candidate
 from netprune.data import load_dataset
 from netprune.evaluation import evaluate
+from netprune.header import PackedHeader
 from netprune.loader import normalise
 from netprune.models import Architecture, build_model
-from netprune.packing import PackedHeader, pack
+from netprune.packing import pack
 from netprune.pruning import PruneConfig
 from netprune.quantise import Values
 from netprune.recipes import TrainConfig

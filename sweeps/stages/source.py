@@ -11,8 +11,8 @@ from netprune.bounds import Bounds, find_bounds
 from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.factory import find_factory
+from netprune.header import PackedHeader, header_for
 from netprune.models import MODELS, Architecture, build_model
-from netprune.packing import PackedHeader, header_for
 from netprune.weights import load_weights, prunable_weights, read_state_dict, weights_digest
 from sweeps import registry, tracking
 from sweeps.stages.data import AUTO, NORMALISATION, DataRequest, open_data

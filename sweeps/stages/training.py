@@ -19,8 +19,9 @@ from netprune.data import Dataset
 from netprune.distributed import ALONE, Team
 from netprune.errors import InputError
 from netprune.evaluation import evaluate
+from netprune.header import header_for
 from netprune.models import Architecture
-from netprune.packing import header_for, pack
+from netprune.packing import pack
 from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.training import train
