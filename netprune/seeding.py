@@ -23,7 +23,7 @@ WITHIN = 0.1
 DENSITIES = tuple(float(d) for d in np.geomspace(0.004, 0.6, 9))
 FIRST, STEP, CLOSE = 0.2, 2.5, 1.3
 """The first density that is tried, the largest factor to the next, and the factor between densities at which they are
-close: on the two sides of an aim close enough, below an accepted one not worth a trial."""
+close: on the two sides of an aim close enough."""
 SHORT = 3
 """How many times as long as a network another may have been trained, for that network to say where the aim lies."""
 ALIKE = 0.15

@@ -16,7 +16,7 @@ from netprune.confirmation import aim, image_margin, surprise
 from netprune.masks import Sparsity
 from netprune.recovery import Recovery
 from netprune.search_space import REACH, Point, Space
-from netprune.seeding import CLOSE, SHORT, Seen, boundary, propose
+from netprune.seeding import SHORT, Seen, boundary, propose
 from netprune.starts import nearest
 from sweeps.points import DENSITY, OFFSET, offsets_of, point_of
 from sweeps.scores import ROUNDING, Attempt, Tried, judged_after, lineage
@@ -36,6 +36,8 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
 """Optuna's, and the control."""
 DOUBT = 1.0
 """See `surprise`: one confirmation that fails by an image of few must not send the trials up where accuracy is flat."""
+LESS = 1.2
+"""By what factor a trial's density has to be below that of a candidate which is accepted already."""
 DOWN, STEPS = 1.03, 30
 """Factor and number of the steps in which a smaller point is looked for that a trained network can go on to."""
 UNTRAINED = 0.05
@@ -150,7 +152,7 @@ class Proposer:
         """The largest density that is worth a trial: clearly below that of a candidate which is accepted already."""
         accepted = {one.trial for one in attempts if one.lower >= floor - ROUNDING}
         smallest = min((one.point.density for one in tried if one.number in accepted), default=math.inf)
-        return max(self.space.least, min(self.space.most, smallest / CLOSE))
+        return max(self.space.least, min(self.space.most, smallest / LESS))
 
     def _can_go_on(self, sparsity: Sparsity, tried: Sequence[Tried], attempts: Sequence[Attempt]) -> bool:
         """Whether a trial could begin with a network trained about as long as the longest: those that begin with the

@@ -13,11 +13,10 @@ from optuna.trial import TrialState
 from netprune.confirmation import image_margin
 from netprune.errors import DivergedError, InputError
 from netprune.search_space import REACH, Point, Space
-from netprune.seeding import CLOSE
 from netprune.starts import nearest
 from sweeps.limits import Limits, Spent
 from sweeps.points import DENSITY, OFFSET, parameters, whole
-from sweeps.proposing import REGION, SAMPLERS, UNTRAINED, Aims, Proposer, Turn, ask, expected
+from sweeps.proposing import LESS, REGION, SAMPLERS, UNTRAINED, Aims, Proposer, Turn, ask, expected
 from sweeps.scores import Attempt, Score, Tried, lineage
 from sweeps.storage import JOURNAL
 from sweeps.study import FAILURES, SparsityStudy
@@ -723,7 +722,7 @@ def test_proposer_tries_nothing_as_large_as_an_accepted_candidate(lower, accurac
     seen = [tried(0, 0.2, accuracy, epochs=1.0), tried(1, 0.15, accuracy - 0.02, epochs=1.0)]
     turn = Turn(number=2, tried=seen, running=[], pending=0, spent=0.1, attempts=[found])
     point = proposer(study, epochs=1.0)(turn)
-    assert (point.density <= 0.2 / CLOSE) == (lower == 0.8)
+    assert (point.density <= 0.2 / LESS) == (lower == 0.8)
 
 
 @pytest.mark.parametrize(("epochs", "reached"), [(1.0, False), (5.0, True)], ids=["young", "trained"])
@@ -755,7 +754,7 @@ def test_proposer_for_a_lower_floor_heeds_what_a_higher_one_has_accepted():
     seen = [tried(0, 0.2, 0.72, epochs=1.0)]
     turns = (Turn(number=1, tried=seen, running=[], pending=0, spent=spent, attempts=[found]) for spent in (0.1, 0.6))
     high, low = map(proposer(study, epochs=1.0), turns)
-    assert low.density <= 0.2 / CLOSE < 0.2 < high.density
+    assert low.density <= 0.2 / LESS < 0.2 < high.density
 
 
 def test_aims_are_above_the_floor_by_what_confirmations_do_not_bring():
