@@ -2,8 +2,9 @@
 
 A pruned network without finetuning guesses, and its raw loss says nothing about how it will recover (rank correlation
 with the accuracy after one finetune epoch between −0.3 and 0.8 with the wrong sign, README). Most of the damage is that
-the batch statistics are those of another network: with new ones the accuracy ranks allocations as a finetuning would
-(Li et al. 2020, EagleEye, arXiv:2007.02491).
+the batch statistics are those of another network: with new ones the accuracy ranks allocations of few weights as a
+finetuning would (Li et al. 2020, EagleEye, arXiv:2007.02491). Of many weights, or where it finds two about as good, it
+does not tell which is better (README, results log).
 """
 
 from __future__ import annotations

@@ -14,19 +14,24 @@ from sweeps.stages.request import SearchRequest, finetuning_for
 from sweeps.stages.source import Source
 from sweeps.study import SparsityStudy
 
+BEGUN = 1 / 3
+"""Share of a floor's trials before the first confirmation: by then they have gone down to where it lies, mostly."""
+
 
 def confirmation_shares(floors: Sequence[float], most: int) -> list[tuple[float, float]]:
-    """After which shares of a study a candidate is to be confirmed, for which floor, in order: of each floor's part
-    evenly, as often as a floor may have finetunings. The trials between them know what that brings, and go on from it.
+    """After which shares of a study a candidate is to be confirmed, for which floor, in order: evenly over each floor's
+    part from `BEGUN` on, as often as a floor may have finetunings. The trials between them know what that brings, and
+    go on from it.
 
     Where only one is to be confirmed, it is the smallest promising of all trials.
 
-    >>> confirmation_shares([0.9, 0.8], 3)
-    [(0.0625, 0.9), (0.1875, 0.9), (0.3125, 0.9), (0.5625, 0.8), (0.6875, 0.8), (0.8125, 0.8)]
+    >>> [(round(share, 2), floor) for share, floor in confirmation_shares([0.9, 0.8], 2)]
+    [(0.17, 0.9), (0.33, 0.9), (0.67, 0.8), (0.83, 0.8)]
     """
     if most == 1:
         return []
-    return [((i + (k + 0.5) / (most + 1)) / len(floors), floor) for i, floor in enumerate(floors) for k in range(most)]
+    parts = [BEGUN + (1 - BEGUN) * k / most for k in range(most)]
+    return [((i + part) / len(floors), floor) for i, floor in enumerate(floors) for part in parts]
 
 
 def _confirmation(source: Source, study: SparsityStudy, request: SearchRequest) -> Confirmation:
