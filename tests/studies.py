@@ -17,7 +17,14 @@ from sweeps.stages.searching import run_search
 
 SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
 REQUEST = SearchRequest(
-    max_drop=(50.0,), trials=5, batch_size=16, study_name="small", sampler="random", confirm_epochs=2.0, scan=SCAN
+    max_drop=(50.0,),
+    trials=5,
+    batch_size=16,
+    study_name="small",
+    sampler="random",
+    confirm_epochs=2.0,
+    confirm_most=2,
+    scan=SCAN,
 )
 DATA = DataRequest(dataset="tiny", data_dir=".")
 
