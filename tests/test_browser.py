@@ -34,6 +34,7 @@ SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, preci
 REQUEST = SearchRequest(
     max_drop=(50.0,),
     trials=TRIALS,
+    confirm_most=2,
     batch_size=16,
     study_name="small",
     sampler="random",

@@ -32,7 +32,14 @@ TRAINING = ["--dataset", "photos", "--data-dir", "cache", "--image-size", "16", 
 TRAINING += ["--epochs", "2", "--batch-size", "16", "--precision", "fp32"]
 SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32"))
 REQUEST = SearchRequest(
-    max_drop=(60.0,), trials=3, batch_size=16, study_name="small", sampler="random", confirm_epochs=1.0, scan=SCAN
+    max_drop=(60.0,),
+    trials=3,
+    batch_size=16,
+    study_name="small",
+    sampler="random",
+    confirm_epochs=1.0,
+    confirm_most=2,
+    scan=SCAN,
 )
 DATA = DataRequest(dataset="tiny", data_dir=".")
 
