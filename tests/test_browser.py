@@ -1,25 +1,24 @@
 """The study's page and MLflow's UI, as a browser shows them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
+import studies
 from browsing import browser, expand, missing, mlflow_ui, opened, visit
+from studies import DATA
 from test_page import large_page
 
 from netprune.header import PackedHeader
 from netprune.models import Architecture, build_model
 from netprune.recipes import TrainConfig
-from netprune.scanner import ScanConfig
 from netprune.training import train
 from netprune.weights import weights_digest
 from sweeps.page import render
-from sweeps.stages.data import DataRequest
 from sweeps.stages.registering import run_register
 from sweeps.stages.reporting import PAGE, run_report
-from sweeps.stages.request import SearchRequest
-from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import Source
 from sweeps.store import open_store
@@ -29,18 +28,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(missing()), reason
 TRIALS = 30
 PICTURES = Path(__file__).parents[1] / "build" / "screenshots"
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "device_scale_factor": 2}
-DATA = DataRequest(dataset="tiny", data_dir=".")
-SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 0.9, 1.0), max_se=0, precision="fp32"))
-REQUEST = SearchRequest(
-    max_drop=(50.0,),
-    trials=TRIALS,
-    confirm_most=2,
-    batch_size=16,
-    study_name="small",
-    sampler="random",
-    confirm_epochs=1.0,
-    scan=SCAN,
-)
+REQUEST = replace(studies.REQUEST, trials=TRIALS, confirm_epochs=1.0)
 
 
 @pytest.fixture(scope="module")

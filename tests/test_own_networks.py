@@ -9,19 +9,20 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import studies
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from studies import DATA
 
 from netprune.errors import InputError
 from netprune.scanner import ScanConfig
 from sweeps import analyse, export, pipeline, registry, scan_sensitivity, search_sparsity, tracking
 from sweeps import train as train_command
-from sweeps.stages.data import DataRequest
 from sweeps.stages.registering import run_register
 from sweeps.stages.repeating import search_command
 from sweeps.stages.reporting import run_report
-from sweeps.stages.request import SearchRequest, study_name
+from sweeps.stages.request import study_name
 from sweeps.stages.scanning import ScanRequest
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
@@ -31,17 +32,7 @@ OWN = "mynet:network"
 TRAINING = ["--dataset", "photos", "--data-dir", "cache", "--image-size", "16", "--model", OWN]
 TRAINING += ["--epochs", "2", "--batch-size", "16", "--precision", "fp32"]
 SCAN = ScanRequest(config=ScanConfig(sparsities=(0.5, 1.0), max_se=0, precision="fp32"))
-REQUEST = SearchRequest(
-    max_drop=(60.0,),
-    trials=3,
-    batch_size=16,
-    study_name="small",
-    sampler="random",
-    confirm_epochs=1.0,
-    confirm_most=2,
-    scan=SCAN,
-)
-DATA = DataRequest(dataset="tiny", data_dir=".")
+REQUEST = replace(studies.REQUEST, max_drop=(60.0,), trials=3, confirm_epochs=1.0, scan=SCAN)
 
 
 @pytest.fixture
