@@ -131,6 +131,7 @@ def _choose(counts: NDArray[np.uint8], cell: int) -> tuple[int, Words, Words]:
     shape = int(fine[0].max()) + 1, int(fine[1].max()) + 1, cell + 1
     places = (fine[0][:, None] * np.uint32(shape[1]) + fine[1]) * np.uint32(shape[2]) + counts
     joint = np.bincount(places.reshape(-1), minlength=math.prod(shape)).reshape(shape)
+    coarsened = [{by: (by(codes), words_bits(by(codes))) for by in (_alike, _octaves, _same)} for codes in fine]
     options: list[tuple[float, int, Words, Words]] = []
     for rows_by, columns_by in COARSERS:
         levels = [np.arange(n, dtype=np.uint32) for n in shape[:2]]
@@ -139,11 +140,14 @@ def _choose(counts: NDArray[np.uint8], cell: int) -> tuple[int, Words, Words]:
         tables = np.zeros((int(classes.max()) + 1, cell + 1), dtype=np.int64)
         np.add.at(tables, classes, joint)
         tables = tables[1:][tables[1:].any(1)]
-        codes = rows_by(fine[0]), columns_by(fine[1])
-        side = sum(map(words_bits, codes))
+        (row_codes, row_bits), (column_codes, column_bits) = coarsened[0][rows_by], coarsened[1][columns_by]
+        side = row_bits + column_bits
         binomial = sum(-(table * np.log2(_shares(_binomial(_odds(table), cell)))).sum() + 8 for table in tables)
         free = float(entropy_bits(tables).sum()) + 8 * tables.size
-        options += [(side + free, FREE, *codes), (side + float(binomial), BINOMIAL, *codes)]
+        options += [
+            (side + free, FREE, row_codes, column_codes),
+            (side + float(binomial), BINOMIAL, row_codes, column_codes),
+        ]
     _, model, row_codes, column_codes = min(options, key=lambda option: option[0])
     return model, row_codes, column_codes
 

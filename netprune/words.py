@@ -88,6 +88,8 @@ def _options(words: Words, low: int) -> list[tuple[float, Words, int]]:
             rest = max(split - low, 0) * len(words)
             bits = float(entropy_bits(histogram[upper])) + _SYMBOL_BITS * len(upper) + rest
             options.append((bits, upper.astype(np.uint32), split))
+        if len(upper) == 1:  # and fewer are no less to write: all that is above is the same
+            break
         histogram = histogram.reshape(-1, 2).sum(1) if len(histogram) > 1 else histogram
     return options
 
