@@ -4,7 +4,7 @@ With `--weights`, each sparsity's network is that state dict pruned by kept norm
 it has Gaussian weights in Net10's shapes (width 128 unless told otherwise) and magnitude masks of one density.
 
 Lossless files are read again, and must hold the same numbers. Of files that round, there are ours, as rounded and (some
-codebooks, with `--weights`) as a search ships them, trained for a quarter of an epoch, beside NNCodec, the coder of
+codebooks, with `--weights`) as a search ships them, trained for a tenth of an epoch, beside NNCodec, the coder of
 ISO/IEC 15938-17, where `nncodec` is installed (`pip install nncodec`, then `pip install 'numpy>=2'`, which it takes
 back but does not need): over a grid of step sizes, the smallest of its files whose network is at least as accurate.
 It starts from the network as finetuned beside ours as rounded, and beside ours as trained from one trained as long.
@@ -119,7 +119,7 @@ def measure_nncodec(subject: Subject) -> dict[str, tuple[int, float, float]]:
 
 
 def trained(subject: Subject, setting: Setting, values: Values, path: Path) -> Subject:
-    """The network as a search ships it, trained for a quarter of an epoch after rounding; from `path` if kept there.
+    """The network as a search ships it, trained for a tenth of an epoch after rounding; from `path` if kept there.
 
     With fp32 values it is trained as long with its masks held: NNCodec's rounding starts from a network that has seen
     as much.

@@ -30,7 +30,7 @@ class PruneConfig:
     saliency: str = "magnitude"
     """Which weights of a layer go first: a name in `saliency.SALIENCIES`."""
     finetune: TrainConfig | None = None
-    """The recipe; None for one-shot pruning. A codebook is trained after it: a quarter of an epoch more."""
+    """The recipe; None for one-shot pruning. A codebook is trained after it: a tenth of an epoch more."""
     share: float = 1.0
     """Of the training images, in (0, 1], that the finetuning goes over."""
     order: int = 0

@@ -202,7 +202,7 @@ def expected(tried: Sequence[Tried], epochs: float) -> dict[int, float]:
     def more(one: Tried) -> float:
         return _plane(ended, had, one.point.density).more(had[one.number], had[one.number] + epochs)
 
-    return {one.number: one.score.accuracy + more(one) for one in ended}
+    return {one.number: min(1.0, one.score.accuracy + more(one)) for one in ended}
 
 
 def _trained(had: Mapping[int, float]) -> dict[int, float]:

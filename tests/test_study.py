@@ -807,6 +807,11 @@ def test_expected_adds_what_longer_training_brings_and_less_to_what_was_trained_
     assert found[7] == pytest.approx(chain[7].score.accuracy + 0.01 * math.log(11 / 8), abs=0.002)
 
 
+def test_expected_is_never_more_than_all_images():
+    found = expected([tried(0, 0.3, 0.985), tried(1, 0.2, 0.998)], 3.0)
+    assert 0.985 < found[0] < found[1] == 1.0
+
+
 def test_expected_of_networks_that_were_not_finetuned_is_finite():
     found = expected([tried(0, 0.3, 0.5, epochs=0.0), tried(1, 0.2, 0.4, epochs=0.0)], 0.0)
     assert found == {0: 0.5, 1: 0.4}
