@@ -59,6 +59,15 @@ def test_encode_positions_of_rows_and_columns_that_differ_takes_less_than_the_en
     assert 8 * (len(side) + len(stream)) < 0.9 * entropy(kept)
 
 
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_encode_positions_spends_nothing_on_an_axis_along_which_all_is_alike(axis):
+    densities = np.geomspace(0.01, 0.5, 16)
+    kept = RNG.random((16, 2048)) < densities[:, None]
+    entropies = sum(float(entropy_bits(np.array([row.sum(), (~row).sum()]))) for row in kept)
+    side, stream = coded((kept if axis == 0 else kept.T)[:, :, None])
+    assert 8 * (len(side) + len(stream)) < 1.03 * entropies + 16 * 8
+
+
 def test_encode_positions_of_empty_channels_spends_nothing_on_them():
     kept = np.zeros((64, 64, 9), dtype=bool)
     kept[:8, :8] = RNG.random((8, 8, 9)) < 0.5

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from netprune.entropy import DamagedStreamError, Decoder, Encoder, entropy_bits
+from netprune.entropy import UNIFORM_BITS, DamagedStreamError, Decoder, Encoder, entropy_bits
 from netprune.words import decode_words, encode_words, words_bits
 
 RNG = np.random.default_rng(0)
@@ -54,6 +54,19 @@ def test_encode_words_of_gaussian_weights_saves_what_sign_and_exponent_do_not_ne
 def test_words_bits_is_near_what_encoding_takes(name):
     side, stream = coded(CASES[name])
     assert words_bits(CASES[name]) == pytest.approx(8 * (len(side) + len(stream)), rel=0.05, abs=200)
+
+
+@pytest.mark.parametrize("count", [3, 10, 40, 300])
+@pytest.mark.parametrize("bits", [4, 16, 30])
+def test_words_bits_is_that_of_no_worse_a_split_than_any(count, bits):
+    words = np.random.default_rng(count).integers(0, 2**bits, count, dtype=np.uint32) | np.uint32(1)
+
+    def split_at(split):
+        _, counts = np.unique(words >> np.uint32(split), return_counts=True)
+        return entropy_bits(counts) + 16 * len(counts) + split * count
+
+    looked_at = range(max(0, bits - count.bit_length() - 6), min(bits, UNIFORM_BITS) + 1)
+    assert words_bits(words) <= min(map(split_at, looked_at)) + 1e-6
 
 
 @pytest.mark.parametrize(
