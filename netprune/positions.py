@@ -131,7 +131,8 @@ def _choose(counts: NDArray[np.uint8], cell: int) -> tuple[int, Words, Words]:
     shape = int(fine[0].max()) + 1, int(fine[1].max()) + 1, cell + 1
     places = (fine[0][:, None] * np.uint32(shape[1]) + fine[1]) * np.uint32(shape[2]) + counts
     joint = np.bincount(places.reshape(-1), minlength=math.prod(shape)).reshape(shape)
-    coarsened = [{by: (by(codes), words_bits(by(codes))) for by in (_alike, _octaves, _same)} for codes in fine]
+    coarsers = {by for pair in COARSERS for by in pair}  # each is in several pairs
+    coarsened = [{by: (found := by(codes), words_bits(found)) for by in coarsers} for codes in fine]
     options: list[tuple[float, int, Words, Words]] = []
     for rows_by, columns_by in COARSERS:
         levels = [np.arange(n, dtype=np.uint32) for n in shape[:2]]

@@ -34,7 +34,7 @@ def quantise_and_train(
 
     Args:
         model: finetuned.
-        dataset: a part of its training images is gone over.
+        dataset: for what `codebook_training` takes of its training images.
         values: how the file stores weights.
         finetune: the recipe that the network was finetuned by; None to train nothing.
         teacher: for a recipe with distillation.
