@@ -1,12 +1,14 @@
-"""One network from several that began at the same one: the mean of their weights."""
+"""One network from several: the mean of their weights, or one that follows the weights of a training."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def average(networks: Sequence[nn.Module]) -> nn.Module:
@@ -29,3 +31,23 @@ def average(networks: Sequence[nn.Module]) -> nn.Module:
     }
     made.load_state_dict(mean)
     return made
+
+
+def moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Any], None]:
+    """How `AveragedModel` brings its averages nearer to the weights after each step: `decay` of them stays.
+
+    Torch's, but that what is infinite, as an attention's mask is, stays so: a step towards it is no number.
+
+    Args:
+        decay: in [0, 1).
+    """
+    towards = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def move(averages: Sequence[Tensor], values: Sequence[Tensor], count: Any) -> None:
+        towards(averages, values, count)
+        for average, value in zip(averages, values, strict=True):
+            if value.is_floating_point():
+                average.copy_(torch.where(value.isfinite(), average, value))
+
+    return move

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from netprune import distributed
+from netprune.averaging import moving_average
 from netprune.callbacks import CHECK_IMAGES, NOBODY, Callbacks, EpochResult, Snapshot
 from netprune.data import Dataset, Split
 from netprune.distillation import distillation_loss
@@ -123,20 +124,6 @@ def _dropout(model: nn.Module, probability: float | None) -> Iterator[None]:
             layer.p = before
 
 
-def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Any], None]:
-    """Torch's, but that what is infinite, as an attention's mask is, stays so: a step towards it is no number."""
-    towards = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def move(averages: Sequence[Tensor], values: Sequence[Tensor], count: Any) -> None:
-        towards(averages, values, count)
-        for average, value in zip(averages, values, strict=True):
-            if value.is_floating_point():
-                average.copy_(torch.where(value.isfinite(), average, value))
-
-    return move
-
-
 class _Loop:
     """The moving parts of one training."""
 
@@ -157,7 +144,7 @@ class _Loop:
         self.mirrored = torch.rand(len(dataset.train), generator=own) < 0.5
         self.average = None
         if config.ema:
-            self.average = AveragedModel(model, multi_avg_fn=_moving_average(config.ema), use_buffers=True)
+            self.average = AveragedModel(model, multi_avg_fn=moving_average(config.ema), use_buffers=True)
         self.teacher = copy.deepcopy(held.teacher).eval() if held.teacher is not None and config.distillation else None
         run = self.team.wrapped(model, config.format.memory_format, normalise(dataset.train.first(2).images, dataset))
         self.run = torch.compile(run) if config.format.compiled else run
