@@ -1,7 +1,11 @@
 """Who may import whom: acyclic, in layers, and each outside library in its own room."""
 
 import ast
+import configparser
 import graphlib
+import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +97,23 @@ def test_library_imports_no_driver_and_never_prints():
         (module, node.id) for module, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Name)
     }
     assert not {module for module, name in names if name == "print" and module.startswith("netprune")}
+
+
+def test_what_is_imported_from_outside_is_listed_in_setup_cfg():
+    # and does not only happen to be there because another package brings it
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options"]["install_requires"] + setup["options.extras_require"]["onnx"]
+    names = {name.lower() for name in re.findall(r"^[\w-]+", listed, re.MULTILINE)}
+    outside = {target.split(".")[0] for targets in GRAPH.values() for target in targets} - sys.stdlib_module_names
+    brought = packages_distributions()
+    unlisted = {
+        package
+        for package in outside - {"netprune", "sweeps"}
+        if not names & {distribution.lower() for distribution in brought[package]}
+    }
+    assert not unlisted
+    assert {"torch", "pillow", "onnxruntime"} <= names
 
 
 def test_scipy_is_imported_for_curves_and_quantiles_only():
