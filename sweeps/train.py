@@ -11,9 +11,10 @@ from netprune.precision import Precision
 from netprune.recipes import RECIPES
 from sweeps.command import team_command
 from sweeps.options import AutoOr, data_options, model_options, model_words
+from sweeps.stages.checkpoints import NEWEST
 from sweeps.stages.data import AUTO, DataRequest
 from sweeps.stages.source import SourceRequest
-from sweeps.stages.training import NEWEST, TrainRequest, assist_training, run_training
+from sweeps.stages.training import TrainRequest, assist_training, run_training
 from sweeps.table import percent
 
 FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")

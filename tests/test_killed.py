@@ -23,12 +23,13 @@ from netprune.weights import weights_digest
 from sweeps import registry, tracking
 from sweeps.command import command
 from sweeps.stages import scanning, training, trials
+from sweeps.stages.checkpoints import NEWEST
 from sweeps.stages.data import DataRequest, open_data
 from sweeps.stages.request import SearchRequest
 from sweeps.stages.scanning import ScanRequest, run_scan
 from sweeps.stages.searching import run_search
 from sweeps.stages.source import Source, SourceRequest
-from sweeps.stages.training import NEWEST, TrainRequest, run_training
+from sweeps.stages.training import TrainRequest, run_training
 from sweeps.store import open_store
 
 pytestmark = pytest.mark.end_to_end

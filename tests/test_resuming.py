@@ -15,9 +15,10 @@ from netprune.training import train
 from netprune.weights import weights_digest
 from sweeps import registry, tracking
 from sweeps.stages import training
+from sweeps.stages.checkpoints import NEWEST
 from sweeps.stages.data import DataRequest
 from sweeps.stages.source import SourceRequest
-from sweeps.stages.training import NEWEST, TrainRequest, run_training
+from sweeps.stages.training import TrainRequest, run_training
 
 REQUEST = TrainRequest(
     data=DataRequest(dataset="digits", data_dir=".", device="cpu"),

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from netprune.bounds import find_bounds
-from netprune.callbacks import Callbacks, EpochResult, Snapshot
+from netprune.callbacks import Callbacks, Snapshot
 from netprune.compute import Format
 from netprune.data import Dataset
 from netprune.distributed import ALONE, Team
-from netprune.errors import InputError
 from netprune.evaluation import evaluate
 from netprune.header import header_for
 from netprune.models import Architecture
@@ -25,20 +22,14 @@ from netprune.packing import pack
 from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.training import train
-from netprune.weights import differing_head, load_weights, read_state_dict
-from sweeps import artifacts, interrupts, registry, tracking
+from netprune.weights import load_weights, read_state_dict
+from sweeps import interrupts, registry, tracking
 from sweeps.inputs import check_data, log_data
 from sweeps.progress import Progress, duration, report
+from sweeps.stages.checkpoints import RESUMED_FROM, Interrupted, Keeper, check_network, interrupted_training
 from sweeps.stages.data import NORMALISATION, DataRequest, open_data
 from sweeps.stages.source import SourceRequest, check_model, new_network, short_name
-from sweeps.table import percent
 
-LAST, BEST = "last.pt", "best.pt"
-CHECKPOINTS = "checkpoints"
-NEWEST = "newest"
-INTERRUPTED, RESUMED_FROM = ("KILLED", "FAILED"), "resumed_from"
-UNSAID = {"processes": 1, "image_size": 32, "mean": "", "std": ""}
-"""What runs do not say that are older than these options."""
 LONG_SECONDS = 30 * 60
 SHORTEN = "Shorter: width=16, fewer epochs, dataset=digits, or device=cuda where there is a GPU."
 
@@ -95,10 +86,10 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
         "device": str(ready.device),
         "processes": team.size,
     }
-    earlier = _interrupted(request.resume, config) if request.resume else None
+    earlier = interrupted_training(request.resume, config) if request.resume else None
     if earlier:
         check_data(dataset, earlier.run_id, f"run {earlier.run_id}")
-        _check_network(model, earlier)
+        check_network(model, earlier)
     name = f"train {ready.short_name} on {Path(data.dataset).name}"
     tags = {RESUMED_FROM: earlier.run_id} if earlier else {}
     run = tracking.tracked_run("train", name, config, tags=tags, system_metrics=True)
@@ -107,7 +98,7 @@ def run_training(request: TrainRequest, team: Team = ALONE) -> TrainOutcome:
         recipe, seconds, snapshot = team.from_first(lambda: _plan(ready, request, team, earlier))
         tracking.set_tags({"netprune.format": str(recipe.format)})
         report(_announcement(ready, recipe, seconds, team))
-        keeper = _Keeper(Path(scratch), config, recipe, earlier)
+        keeper = Keeper(Path(scratch), config, recipe, earlier)
         with Progress(name, unit="image", each=recipe.batch_size) as progress:
             told = Callbacks(on_epoch=keeper, on_step=progress)
             train(model, dataset, recipe, callbacks=told, resume=snapshot)
@@ -163,7 +154,7 @@ def _prepare(request: TrainRequest, team: Team) -> _Ready:
 
 
 def _plan(
-    ready: _Ready, request: TrainRequest, team: Team, earlier: _Interrupted | None
+    ready: _Ready, request: TrainRequest, team: Team, earlier: Interrupted | None
 ) -> tuple[TrainConfig, float, Snapshot | None]:
     """What the first process finds out for all: the recipe in its format, seconds an epoch, and where to go on."""
     share = replace(request.config, batch_size=math.ceil(request.config.batch_size / team.size))
@@ -184,121 +175,3 @@ def _announcement(ready: _Ready, recipe: TrainConfig, epoch_seconds: float, team
     )
     seconds = recipe.epochs * epoch_seconds
     return f"{line}\nthis will take about {duration(seconds)}. {SHORTEN}" if seconds > LONG_SECONDS else line
-
-
-@dataclass(frozen=True, slots=True)
-class _Interrupted:
-    run_id: str
-    content: dict[str, Any]
-
-
-class _Keeper:
-    """After each epoch: log its figures, and keep the last and the best checkpoint in the run."""
-
-    def __init__(
-        self, scratch: Path, config: dict[str, Any], recipe: TrainConfig, earlier: _Interrupted | None
-    ) -> None:
-        self.scratch, self.config, self.recipe = scratch, config, recipe
-        self.best: dict[str, Any] = {"epoch": 0, "val_accuracy": -1.0}
-        self.history: list[dict[str, float]] = []
-        if earlier:
-            self.best, self.history = earlier.content["best"], earlier.content["history"]
-            artifacts.fetch_artifact(earlier.run_id, f"{CHECKPOINTS}/{BEST}", scratch)
-            artifacts.log_file(scratch / BEST, CHECKPOINTS)
-            self._keep(earlier.content, LAST)
-            for metrics in self.history:  # last: what has an epoch's figures has checkpoints
-                tracking.log(metrics, step=int(metrics["epoch"]))
-
-    def __call__(self, result: EpochResult, snapshot: Callable[[], Snapshot]) -> None:
-        metrics = {
-            "epoch": float(result.epoch),
-            "train_loss": result.train_loss,
-            "val_loss": result.val.loss,
-            "val_accuracy": result.val.accuracy,
-            "val_accuracy_se": result.val.accuracy_se,
-            "learning_rate": result.learning_rate,
-            "epoch_seconds": result.seconds,
-            "images_per_second": result.images_per_second,
-        }
-        self.history.append(metrics)
-        state = snapshot()
-        improved = result.val.accuracy > self.best["val_accuracy"]
-        with interrupts.deferred():  # a checkpoint cut in half would be worse than a late stop
-            if improved:
-                self.best = {"epoch": result.epoch, "val_accuracy": result.val.accuracy}
-                self._keep(state["model"], BEST)
-            content = {
-                "snapshot": state,
-                "config": self.config,
-                "format": asdict(self.recipe.format),
-                "best": self.best,
-                "history": self.history,
-            }
-            self._keep(content, LAST)
-            tracking.log(metrics, step=result.epoch)
-        left = result.seconds * (self.recipe.epochs - result.epoch)
-        report(
-            f"epoch {result.epoch}/{self.recipe.epochs}  train loss {result.train_loss:.4f}  "
-            f"val loss {result.val.loss:.4f}  val {percent(result.val.accuracy)}  {duration(result.seconds)}  "
-            f"{result.images_per_second:,.0f} images/s  about {duration(left)} left"
-        )
-
-    def best_state(self) -> dict[str, torch.Tensor]:
-        return read_state_dict(self.scratch / BEST)
-
-    def _keep(self, content: Any, name: str) -> None:
-        torch.save(content, self.scratch / name)
-        artifacts.log_file(self.scratch / name, CHECKPOINTS)
-
-
-def _interrupted(run: str, config: dict[str, Any]) -> _Interrupted:
-    """Find the interrupted training and check that it is the same one."""
-    if run == NEWEST:
-        run = _newest(config)
-    elif tracking.find_run(run).status == "FINISHED":
-        raise InputError(f"run {run} has finished: there is nothing to resume.")
-    with tempfile.TemporaryDirectory() as scratch:
-        path = artifacts.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    begun = UNSAID | content["config"]
-    differing = [name for name, value in config.items() if begun.get(name) != value and name != "data_dir"]
-    if differing:
-        then, now = ({n: c.get(n) for n in differing} for c in (begun, config))
-        raise InputError(f"run {run} was trained with {_pairs(then)}, not {_pairs(now)}: give it the same options.")
-    return _Interrupted(run, content)
-
-
-def _check_network(model: nn.Module, earlier: _Interrupted) -> None:
-    """Refuse to go on with another network: the user's own code may have been changed since."""
-    state = earlier.content["snapshot"]["model"]
-    try:
-        same = not differing_head(model, {name: tensor.shape for name, tensor in state.items()})
-    except InputError:
-        same = False
-    if not same:
-        raise InputError(
-            f"run {earlier.run_id} trained a network of other layers than its function builds now: put the code back "
-            f"as it was, or start without resume."
-        )
-
-
-def _newest(config: dict[str, Any]) -> str:
-    """The run id of the newest interrupted training of this configuration; of any, if there is none of this.
-
-    One that another has gone on with is out of it. So is one that is RUNNING: of this machine's dead ones `open_store`
-    has closed the runs.
-    """
-    every = tracking.find_runs({tracking.STAGE: "train"}, statuses=(*INTERRUPTED, "FINISHED", "RUNNING"))
-    begun = [run for run in every if "epoch" in run.metrics]
-    followed = {run.tags.get(RESUMED_FROM) for run in begun}
-    found = [run for run in begun if run.status in INTERRUPTED and run.run_id not in followed]
-    if not found:
-        raise InputError("there is no interrupted training with a checkpoint in the store: start one without resume.")
-    wanted = {f"train.{name}": str(value) for name, value in config.items() if name != "data_dir"}
-    unsaid = {f"train.{name}": str(value) for name, value in UNSAID.items()}
-    same = [run for run in found if wanted.items() <= (unsaid | dict(run.params)).items()]
-    return (same or found)[0].run_id
-
-
-def _pairs(options: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in options.items())
