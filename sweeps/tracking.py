@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from netprune.errors import InputError
 from sweeps import interrupts
+from sweeps.keys import key_of, name_of
 from sweeps.processes import ProcessId
 from sweeps.progress import detail
 from sweeps.secrets import masked
@@ -43,8 +43,6 @@ SESSION = "netprune.session"
 """Tag: which worker's session a run belongs to."""
 PROCESS = "netprune.process/"
 """Tag, with a key of its own: a process that has a run open; empty when it has closed it."""
-REFUSED, CODED = re.compile(r"[^\w./ -]|(?<![^/])[/.]|/\Z"), re.compile(r":([0-9a-f]{1,5}):")
-"""Characters of names that MLflow refuses, among them those that would make another path of one; and their codes."""
 PACKAGES = ("torch", "torchvision", "mlflow", "optuna", "numpy", "netprune")
 
 
@@ -121,7 +119,7 @@ def tracked_run(
             log_system_metrics=system_metrics,
         )
         detail(f"run {run.info.run_id}: {name}")
-        params = {_key(f"{stage}.{name}"): value for name, value in config.items()}
+        params = {key_of(f"{stage}.{name}"): value for name, value in config.items()}
         mlflow.log_params({key: value for key, value in params.items() if key not in run.data.params})
         yield str(run.info.run_id)
     except BaseException as error:
@@ -165,22 +163,6 @@ def active_run_id() -> str:
     return str(run.info.run_id)
 
 
-def _key(name: str) -> str:
-    """A param's or metric's name as MLflow takes it: what it refuses is replaced by its code in colons, as is a colon.
-
-    A layer of a user's network may be called almost anything (`nn.ModuleDict`), and names that differ have to stay so.
-
-    >>> _key("sparsity/blocks.conv+relu (a:b).weight"), _key("damage/block 1/conv_2-a.weight")
-    ('sparsity/blocks.conv:2b:relu :28:a:3a:b:29:.weight', 'damage/block 1/conv_2-a.weight')
-    """
-    return REFUSED.sub(lambda found: f":{ord(found[0]):x}:", name)
-
-
-def _name(key: str) -> str:
-    """A param's or metric's name out of `_key`."""
-    return CODED.sub(lambda found: chr(int(found[1], 16)), key)
-
-
 def flag(value: bool) -> str:
     """A truth as a tag has it."""
     return "true" if value else "false"
@@ -211,9 +193,9 @@ def log(
         step: of the metrics.
     """
     now = time.time_ns() // 1_000_000
-    points = [Metric(_key(name), value, now, step) for name, value in metrics.items()]
+    points = [Metric(key_of(name), value, now, step) for name, value in metrics.items()]
     points += [
-        Metric(_key(name), value, now, at) for name, curve in (curves or {}).items() for at, value in curve.items()
+        Metric(key_of(name), value, now, at) for name, curve in (curves or {}).items() for at, value in curve.items()
     ]
     wanted = [RunTag(name, value) for name, value in (tags or {}).items()]
     mlflow.MlflowClient().log_batch(active_run_id(), metrics=points, tags=wanted)
@@ -300,7 +282,7 @@ def require_run(run_id: str, what: str) -> None:
 
 def _found(run: Run) -> FoundRun:
     data = run.data
-    params = {_name(key): value for key, value in data.params.items()}
+    params = {name_of(key): value for key, value in data.params.items()}
     params |= json.loads(data.tags.get(OPTIONS, "{}"))
-    metrics = {_name(key): value for key, value in data.metrics.items()}
+    metrics = {name_of(key): value for key, value in data.metrics.items()}
     return FoundRun(run.info.run_id, run.info.run_name, run.info.status, data.tags, params, metrics)
