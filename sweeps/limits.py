@@ -46,12 +46,14 @@ class Limits:
         return min(1.0, max(shares))
 
     def over(self, trials: int, epochs: float) -> bool:
-        """Whether no trial may start any more: so many have a result or run, and these epochs are gone."""
+        """Whether so many trials and finetune epochs are as many as are due."""
         return self.spent(trials, epochs) >= self.share - ROUNDING
 
-    def afford(self, trials: int, epochs: float) -> bool:
-        """Whether what is left after `epochs` finetune epochs is enough for so many trials."""
-        return self.epochs is None or epochs + trials * self.epochs_a_trial <= self.epochs + ROUNDING
+    def allow(self, done: int, running: int, epochs: float) -> bool:
+        """Whether one more trial may start, when so many have a result and so many run: it is due, and what is left
+        after `epochs` finetune epochs is enough for it and for those that run."""
+        wanted = epochs + (running + 1) * self.epochs_a_trial
+        return not self.over(done + running, epochs) and (self.epochs is None or wanted <= self.epochs + ROUNDING)
 
 
 def _share(now: float, limit: float, before: float = 0.0) -> float:

@@ -194,7 +194,7 @@ class SparsityStudy:
         """
         failures = 0
         seen = self.recover(settle)
-        while failures < FAILURES and self._may_start(seen, limits):
+        while failures < FAILURES and limits.allow(seen.done, len(seen.running), seen.epochs):
             trial, score = self._study.ask(), None
             try:
                 with _unless_given_up(trial):
@@ -283,11 +283,6 @@ class SparsityStudy:
             trial.set_user_attr(SCORE, score.as_json())
             trial.set_constraint(FLOOR, score.shortfall(self.floors[-1]))
 
-    @staticmethod
-    def _may_start(seen: Snapshot, limits: Limits) -> bool:
-        running = len(seen.running)
-        return not limits.over(seen.done + running, seen.epochs) and limits.afford(running + 1, seen.epochs)
-
 
 @contextmanager
 def _unless_given_up(trial: optuna.Trial) -> Iterator[None]:
@@ -304,4 +299,4 @@ def _unless_given_up(trial: optuna.Trial) -> Iterator[None]:
 def _is_surplus(seen: Snapshot, number: int, limits: Limits) -> bool:
     """Whether as many trials as are due, or as there are epochs for, have a result or began before this one."""
     earlier = sum(trial.number < number for trial in seen.running)
-    return limits.over(seen.done + earlier, seen.epochs) or not limits.afford(earlier + 1, seen.epochs)
+    return not limits.allow(seen.done, earlier, seen.epochs)
