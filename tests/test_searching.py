@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from netprune.search_space import Point
 from netprune.size import measure_size
 from netprune.stopping import LearningCurve
 from netprune.weights import prunable_weights, weights_digest
-from sweeps import artifacts, tracking
+from sweeps import artifacts, proposing, tracking
 from sweeps.limits import Limits, Spent
 from sweeps.scores import Attempt, Score, Tried
 from sweeps.search_sparsity import closing
@@ -103,8 +104,29 @@ def test_search_logs_seconds_by_stage_that_add_up_to_the_trial(searched):
         assert {f"seconds/{stage}" for stage in stages} <= set(seconds)
         assert all(value >= 0 for value in seconds.values())
         whole = (run.info.end_time - run.info.start_time) / 1000
-        assert sum(seconds.values()) - seconds["seconds/between"] < whole + 0.05
+        assert sum(seconds.values()) - seconds["seconds/rank"] - seconds["seconds/between"] < whole + 0.05
         assert 0 < run.data.metrics["passes_share"] < 1
+
+
+def test_search_counts_the_ranking_of_other_rules_among_the_passes_of_the_next_trial(source, monkeypatch):
+    propose, ranked = proposing.Proposer.__call__, searching.ranked
+
+    def asking(self, turn):
+        if turn.number == 1:
+            self.others(0.1)
+        return propose(self, turn)
+
+    def slow(*asked):
+        time.sleep(2)
+        return ranked(*asked)
+
+    monkeypatch.setattr(proposing.Proposer, "__call__", asking)
+    monkeypatch.setattr(searching, "ranked", slow)
+    run_search(source, replace(REQUEST, trials=3, confirm_seeds=0))
+    first, second, third = sorted((run.data.metrics for run in runs("trial")), key=lambda one: one["seconds/rank"])
+    assert first["seconds/rank"] == second["seconds/rank"] == 0
+    assert third["seconds/rank"] >= 2 > third["seconds/between"]
+    assert third["passes_share"] > 2 / sum(value for name, value in third.items() if name.startswith("seconds/"))
 
 
 def test_search_decodes_an_earlier_trials_network_once(searched, monkeypatch):

@@ -259,7 +259,8 @@ def _try(source: Source, study: SparsityStudy, request: SearchRequest, until: fl
 def _proposer(study: SparsityStudy, request: SearchRequest, basis: Basis, screen: Screen, trials: Trials) -> Proposer:
     @functools.cache
     def others(density: float) -> list[Sparsity]:
-        return [sparsity for _, sparsity in ranked(basis, density, screen)[: OTHERS + 1]]
+        with trials.ranks():
+            return [sparsity for _, sparsity in ranked(basis, density, screen)[: OTHERS + 1]]
 
     aims = Aims(
         images=len(trials.source.dataset.val),

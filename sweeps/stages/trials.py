@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from netprune.callbacks import Callbacks
@@ -32,7 +33,7 @@ SECONDS = "seconds/"
 """Metric, with a stage after it: wall-clock seconds."""
 STOPPED = "stopped"
 """The stage of a trial that was stopped: all it took."""
-PASSES = ("start", "finetune", "evaluate", "quantise")
+PASSES = ("rank", "start", "finetune", "evaluate", "quantise")
 """Stages that consist of forward and backward passes."""
 
 
@@ -50,8 +51,15 @@ class Trials:
 
     def resume(self) -> None:
         """Time counts from now on: what this process waited for others is no trial's."""
-        self.begun, self.idle_since = time.monotonic(), time.perf_counter()
+        self.begun, self.idle_since, self.ranking = time.monotonic(), time.perf_counter(), 0.0
         self.done_before: int | None = None
+
+    @contextmanager
+    def ranks(self) -> Iterator[None]:
+        """Within the body allocations are ranked by passes, for the trial that comes next."""
+        begun = time.perf_counter()
+        yield
+        self.ranking += time.perf_counter() - begun
 
     @staticmethod
     def curves(start: Start, seen: Snapshot) -> list[LearningCurve]:
@@ -68,7 +76,7 @@ class Trials:
 
     def evaluate(self, number: int, sparsity: Sparsity, record: Record, seen: Snapshot) -> Score:
         """Run one trial: see `study.Evaluate`."""
-        between = time.perf_counter() - self.idle_since
+        before = {"rank": self.ranking, "between": time.perf_counter() - self.idle_since - self.ranking}
         config = {f"sparsity/{layer}": value for layer, value in sparsity.items()}
         tags = {
             tracking.STUDY: self.study.name,
@@ -101,13 +109,13 @@ class Trials:
             except StoppedEarlyError as stop:
                 score = self._stopped(sparsity, looks, str(stop), run_id)
                 metrics = {self.objective: float(score.size_bytes)}
-                metrics |= seconds({STOPPED: between + time.perf_counter() - begun})
+                metrics |= seconds({STOPPED: sum(before.values()) + time.perf_counter() - begun})
             else:
                 score = self._finished(result, looks, run_id)
                 keep_result(result, data)
                 metrics = result_metrics(result)
-                metrics |= _stages({**found, **result.seconds}, between, time.perf_counter() - begun)
-            self.idle_since = time.perf_counter()  # what is left is the next trial's `between`
+                metrics |= _stages(before, {**found, **result.seconds}, time.perf_counter() - begun)
+            self.idle_since, self.ranking = time.perf_counter(), 0.0  # what is left is the next trial's `between`
             self._log(score, start, metrics)
             tracking.rename(f"{summary(score, self.study.floors)} · {trial_name(number)}")
             record(score)
@@ -241,11 +249,12 @@ def seconds(stages: Mapping[str, float]) -> dict[str, float]:
     return {f"{SECONDS}{stage}": value for stage, value in stages.items()}
 
 
-def _stages(stages: Mapping[str, float], between: float, whole: float) -> dict[str, float]:
-    """By stage, and the share of passes: `between` is the time since the last trial had its result, `track` what is
-    left of this one."""
-    passes = sum(stages.get(stage, 0.0) for stage in PASSES) / (whole + between)
-    return seconds({**stages, "between": between, "track": whole - sum(stages.values())}) | {"passes_share": passes}
+def _stages(before: Mapping[str, float], stages: Mapping[str, float], whole: float) -> dict[str, float]:
+    """By stage, and the share of passes: `before` is since the last trial had its result, `track` what is left of the
+    `whole` of this one."""
+    passes = sum(value for stage, value in {**before, **stages}.items() if stage in PASSES)
+    share = passes / (sum(before.values()) + whole)
+    return seconds({**before, **stages, "track": whole - sum(stages.values())}) | {"passes_share": share}
 
 
 def _trials_left(limits: Limits, seen: Snapshot) -> float:
