@@ -22,7 +22,7 @@ from netprune.scanner import ScanConfig
 from netprune.weights import weights_digest
 from sweeps import registry, tracking
 from sweeps.command import command
-from sweeps.stages import scanning, training, trials
+from sweeps.stages import checkpoints, scanning, trials
 from sweeps.stages.checkpoints import NEWEST
 from sweeps.stages.data import DataRequest, open_data
 from sweeps.stages.request import SearchRequest
@@ -67,14 +67,14 @@ def source():
 def train_until_killed():
     torch.set_num_threads(1)
     open_store()
-    told = training.report
+    told = checkpoints.report
 
     def report(line):
         told(line)
         if line.startswith("epoch 2/"):
             die()
 
-    training.report = report
+    checkpoints.report = report
     run_training(TRAIN)
 
 

@@ -232,7 +232,7 @@ def test_report_seconds_are_the_sums_of_the_trials(searched, rendered):
     stages = {one.name: one for one in rendered[0].stages}
     assert stages["finetune"].trials == pytest.approx(sum(logged))
     assert stages["finetune"].confirmations == 0
-    assert {name for name, one in stages.items() if one.passes} <= {"start", "finetune", "evaluate", "quantise"}
+    assert {name for name, one in stages.items() if one.passes} <= {"rank", "start", "finetune", "evaluate", "quantise"}
 
 
 def test_report_names_trials_that_came_to_nothing(searched, rendered):
