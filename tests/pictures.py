@@ -31,7 +31,7 @@ def take(folder: Path) -> None:
     report = Path(mlflow.artifacts.download_artifacts(f"runs:/{study.run.run_id}/{PAGE}", dst_path=str(folder)))
     experiment = mlflow.get_run(study.run.run_id).info.experiment_id
     with browser() as chromium, mlflow_ui(Path("mlflow.db").resolve(), folder) as address:
-        with opened(chromium, viewport={"width": 1000, "height": 1250}) as (page, _):
+        with opened(chromium, viewport={"width": 1000, "height": 1172}) as (page, _):
             page.goto(report.as_uri())
             page.screenshot(path=PICTURES / "report.png")
         with opened(chromium, viewport={"width": 1400, "height": 760}) as (page, _):
