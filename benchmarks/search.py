@@ -313,11 +313,11 @@ def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--seeds", type=int, help="of everything (default 3, quick 1)")
     made.add_argument("--first-seed", type=int, default=0, help="the others follow it (default 0)")
-    made.add_argument("--max-drop", type=float, nargs="+", help="points (default 0.5 2, quick 2)")
-    made.add_argument("--trials", type=int, help="of each method (default 12, quick 4)")
-    made.add_argument("--finetune-epochs", type=float, help="of a trial (default 0.2, quick 0.1)")
-    made.add_argument("--confirm-epochs", type=float, help="of a candidate, with each seed (default 0.5, quick 0.2)")
-    made.add_argument("--confirm-most", type=int, help="finetunings of candidates a floor (default 5, quick 1)")
+    made.add_argument("--max-drop", type=float, nargs="+", default=[2.0], help="points (default 2)")
+    made.add_argument("--trials", type=int, help="of each method (default 6, quick 4)")
+    made.add_argument("--finetune-epochs", type=float, default=0.1, help="of a trial (default 0.1)")
+    made.add_argument("--confirm-epochs", type=float, default=0.2, help="of a candidate, with each seed (default 0.2)")
+    made.add_argument("--confirm-most", type=int, help="finetunings of candidates a floor (default 2, quick 1)")
     made.add_argument("--batch-size", type=int, default=64, help="images a step (default 64)")
     made.add_argument("--values", default="fp32", help="as the search has it (default fp32)")
     made.add_argument("--sampler", default="tpe", choices=SAMPLERS, help="of ours (default tpe)")
@@ -328,14 +328,7 @@ def _options() -> argparse.Namespace:
     )
     made.add_argument("--kept", help="JSON file of single results, so that an interrupted run goes on")
     options = made.parse_args()
-    usual = {
-        "seeds": (3, 1),
-        "max_drop": ([0.5, 2.0], [2.0]),
-        "trials": (12, 4),
-        "finetune_epochs": (0.2, 0.1),
-        "confirm_epochs": (0.5, 0.2),
-        "confirm_most": (5, 1),
-    }
+    usual = {"seeds": (3, 1), "trials": (6, 4), "confirm_most": (2, 1)}
     for name, values in usual.items():
         if getattr(options, name) is None:
             setattr(options, name, values[options.quick])
