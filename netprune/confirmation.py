@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -46,6 +46,8 @@ class Bound:
     """End of the one-sided 95 % confidence interval; what is held against the floor."""
     first: float | None = None
     """The mean before the same finetuning once more; None where there was none."""
+    again: bool = False
+    """Whether it may be finetuned once more."""
 
 
 def image_margin(floor: float, images: int) -> float:
@@ -101,7 +103,7 @@ def next_candidate(
     *,
     images: int,
     left: int,
-    again: Collection[int] = (),
+    smallest: int | None = None,
 ) -> int | None:
     """The number of the candidate to finetune longer next, for the first time or once more; None when the search has
     its answer.
@@ -122,7 +124,7 @@ def next_candidate(
         floor: in [0, 1].
         images: that accuracies are measured on.
         left: finetunings that a still smaller one may have, once one has been accepted.
-        again: which of those that are measured may be finetuned once more.
+        smallest: bytes of one that was accepted after another finetuning; None where there is none.
     """
     if not is_reachable(floor, images):
         return None
@@ -131,8 +133,9 @@ def next_candidate(
     made = [(known[n].expected, _came_to(bound)) for n, bound in measured.items()]
     comes_to = {one.number: one.expected + surprise(made, one.expected) for one in candidates}
     new = [candidate for candidate in candidates if candidate.number not in measured]
-    near = {n: measured[n] for n in again if measured[n].mean >= least - WITHIN}
+    near = {n: bound for n, bound in measured.items() if bound.again and bound.mean >= least - WITHIN}
     accepted = [bound.size_bytes for bound in measured.values() if bound.lower >= floor - ROUNDING]
+    accepted += [] if smallest is None else [smallest]
     if accepted:
         smallest, normal = min(accepted), NormalDist()
         sizes = {one.number: one.size_bytes for one in new} | {n: bound.size_bytes for n, bound in near.items()}

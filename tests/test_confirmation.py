@@ -1,5 +1,7 @@
 """The order in which candidates are confirmed: few, and none that is acceptable is missed."""
 
+from dataclasses import replace
+
 import pytest
 
 from netprune.confirmation import WITHIN, Bound, Candidate, aim, image_margin, next_candidate
@@ -136,8 +138,8 @@ def test_floor_that_no_network_can_be_confirmed_for_asks_for_no_finetuning():
     perfect = [candidate(0, 100, 1.0)]
     assert next_candidate(perfect, {}, 0.98, images=1000, left=4) == 0
     assert next_candidate(perfect, {}, 0.98, images=100, left=4) is None
-    near = {0: Bound(100, 0.999, 0.96)}
-    assert next_candidate(perfect, near, 0.98, images=100, left=4, again=[0]) is None
+    near = {0: Bound(100, 0.999, 0.96, again=True)}
+    assert next_candidate(perfect, near, 0.98, images=100, left=4) is None
 
 
 @pytest.mark.parametrize(
@@ -175,9 +177,9 @@ def test_floor_that_no_network_can_be_confirmed_for_asks_for_no_finetuning():
 )
 def test_next_candidate_once_more_is_the_one_that_lacks_least_or_once_one_is_accepted_has_most_to_win(means, expected):
     sizes = {0: 900, 1: 500, 2: 300, 3: 890, 4: 440}
-    measured = {number: Bound(sizes[number], mean, mean - MARGIN) for number, mean in means.items()}
+    measured = {number: Bound(sizes[number], mean, mean - MARGIN, again=True) for number, mean in means.items()}
     candidates = [Candidate(number, sizes[number], mean, mean) for number, mean in means.items()]
-    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=1, again=means) == expected
+    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=1) == expected
 
 
 @pytest.mark.parametrize(
@@ -190,17 +192,29 @@ def test_next_candidate_once_one_is_accepted_is_new_or_once_more_by_what_there_i
     }
     candidates = [Candidate(0, 900, 0.8, NEEDED + 0.001), Candidate(1, 500, 0.8, NEEDED - lacking)]
     candidates.append(Candidate(2, 500, 0.79, NEEDED - 0.001))
-    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=1, again=[1]) == expected
+    may = measured | {1: replace(measured[1], again=True)}
+    assert next_candidate(candidates, may, FLOOR, images=IMAGES, left=1) == expected
     assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=1) == 2
-    assert next_candidate(candidates, measured, FLOOR, images=IMAGES, left=0, again=[1]) is None
+    assert next_candidate(candidates, may, FLOOR, images=IMAGES, left=0) is None
 
 
 def test_next_candidate_while_none_is_accepted_is_new_before_it_is_once_more():
     measured = {0: Bound(900, NEEDED - 0.001, FLOOR - 0.001)}
     tried, new = Candidate(0, 900, 0.8, NEEDED), Candidate(1, 950, 0.8, NEEDED - 0.02)
-    assert next_candidate([tried, new], measured, FLOOR, images=IMAGES, left=0, again=[0]) == 1
-    assert next_candidate([tried], measured, FLOOR, images=IMAGES, left=0, again=[0]) == 0
+    may = {0: replace(measured[0], again=True)}
+    assert next_candidate([tried, new], may, FLOOR, images=IMAGES, left=0) == 1
+    assert next_candidate([tried], may, FLOOR, images=IMAGES, left=0) == 0
     assert next_candidate([tried], measured, FLOOR, images=IMAGES, left=0) is None
+
+
+@pytest.mark.parametrize(
+    ("smallest", "expected"),
+    [(None, 0), (1000, 1), (600, 1), (500, None)],
+    ids=["none", "larger", "between", "as small"],
+)
+def test_next_candidate_where_one_was_accepted_after_another_finetuning_is_a_smaller_one(smallest, expected):
+    candidates = [Candidate(0, 900, 0.8, NEEDED + 0.001), Candidate(1, 500, 0.79, NEEDED - 0.001)]
+    assert next_candidate(candidates, {}, FLOOR, images=IMAGES, left=1, smallest=smallest) == expected
 
 
 def test_image_margin_is_what_a_bound_at_the_floor_lacks():

@@ -634,12 +634,37 @@ def test_search_with_other_seeds_takes_no_finetuning_that_was_made_among_others(
         return whole(*arguments, **options)
 
     monkeypatch.setattr(longer, "prune_candidate", spy)
+    monkeypatch.setattr(confirming, "recall", lambda *_: None)
     request = replace(REQUEST, trials=1, max_drop=(80.0,), confirm_epochs=1.0, confirm_most=1)
     for seed in (0, 1, 0):
         run_search(source, replace(request, seed=seed))
     # the second pair goes on from what the first has become, and after its images
     assert made == [(FRESH, 1.0), (FRESH + 1, 2.0), (FRESH + 1, 3.0), (FRESH + 2, 4.0)]
     assert [len(row.seeds) for row in candidate_rows(Standing.of(find_study("small")))] == [2, 2]
+
+
+@pytest.mark.parametrize("change", [{"confirm_epochs": 1.0}, {"seed": 7}, {"confirm_seeds": 3}], ids=str)
+def test_search_that_confirms_in_another_way_keeps_what_was_accepted_and_tries_smaller_ones_alone(
+    source, searched, monkeypatch, change
+):
+    won = searched().floors[0].confirmed
+    before = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"]
+    monkeypatch.setattr(confirming, "measure", lambda *arguments: replace(longer.measure(*arguments), lower=0.0))
+    changed = replace(REQUEST, trials=REQUEST.trials + 2, **change)
+    assert run_search(source, changed).floors[0].confirmed == won
+    kept = optuna.load_study(study_name="small", storage=open_storage("")).user_attrs["attempts"][len(before) :]
+    sizes = {int(one.data.tags[tracking.TRIAL]): one.data.metrics["packed_bytes"] for one in runs("trial")}
+    assert all(sizes[one["trial"]] < won.size_bytes for one in kept)
+    rows = candidate_rows(Standing.of(find_study("small")))
+    assert [row.seeds for row in rows if row.verdict == "confirmed"] == [(FRESH, FRESH + 1)]
+
+
+def test_search_that_confirms_in_another_way_looks_anew_where_what_was_accepted_is_lost(source, searched):
+    won = searched().floors[0].confirmed
+    mlflow.delete_run(won.run_id)
+    found = run_search(source, replace(REQUEST, confirm_epochs=1.0)).floors[0].confirmed
+    assert found is not None
+    assert found.run_id != won.run_id
 
 
 def test_search_interrupted_between_a_candidates_seeds_goes_on_from_the_same_start(source, monkeypatch):

@@ -13,7 +13,7 @@ from netprune.evaluation import Evaluation
 from sweeps.progress import report
 from sweeps.scores import Attempt
 from sweeps.stages.contest import Confirmation, Confirmed, Contest
-from sweeps.stages.longer import hopeless, measure
+from sweeps.stages.longer import hopeless, measure, recall
 from sweeps.stages.request import as_percent
 from sweeps.stages.source import Source
 from sweeps.table import count, percent, trial_name
@@ -77,6 +77,8 @@ class _Arena:
         self.images = len(source.dataset.val)
         self.measured = dict[int, list[Confirmed]]()
         """By candidate: what it came to at every turn (see `Attempt`)."""
+        self.otherwise: list[Confirmed] = []
+        """What earlier sessions accepted after finetunings of another length or with other seeds: it stays so."""
         self.diverged = set[int]()
         """Candidates that came to no result. Nothing is noted of them: there is no network to go on from."""
         self.turns: dict[float, list[int]] = {floor: [] for floor in contest.floors}
@@ -84,6 +86,8 @@ class _Arena:
         for i, attempt in enumerate(contest.attempts):
             if how.made(attempt):
                 self._measure(attempt.trial, attempt.floor, attempt.turn, counts=i >= how.since)
+            elif attempt.lower >= contest.floors[-1] - ROUNDING:
+                self.otherwise += filter(None, [recall(contest, attempt, self.images)])
 
     def step(self) -> bool:
         """One more candidate, for the highest floor that has not had its answer; False if all have."""
@@ -116,22 +120,26 @@ class _Arena:
         """Those that are known, and those that may have a finetuning still: none of which one came to no result."""
         return [one for one in self.contest.candidates if one.number in known or one.number not in self.diverged]
 
-    def _bounds(self, floor: float) -> dict[int, Bound]:
+    def _bounds(self, floor: float, *, again: bool = False) -> dict[int, Bound]:
         # one that a stricter floor gave up after a single seed may do for this one: its other seeds are still due
         known = {n: one for n, one in self.best.items() if len(one.accuracies) > 1 or hopeless(one.accuracies, floor)}
-        return {n: replace(one.bound, first=self.measured[n][0].accuracy) for n, one in known.items()}
+        return {
+            n: replace(one.bound, first=self.measured[n][0].accuracy, again=again and n not in self.diverged)
+            for n, one in known.items()
+        }
 
     def _next(self, floor: float, *, again: bool = True) -> int | None:
-        bounds, turns = self._bounds(floor), self.turns[floor]
+        turns = self.turns[floor]
         # while none is accepted the limit is of those once more alone: new ones come to an end by themselves
         may = again and self.how.config.finetune is not None and sum(map(bool, turns)) < self.how.most
+        bounds, won = self._bounds(floor, again=may), self.winner(floor)
         return next_candidate(
             self._candidates(bounds),
             bounds,
             floor,
             images=self.images,
             left=self.how.most - len(turns),
-            again=bounds.keys() - self.diverged if may else (),
+            smallest=None if won is None else won.size_bytes,
         )
 
     def _try(self, number: int, floor: float) -> None:
@@ -166,7 +174,8 @@ class _Arena:
 
     def winner(self, floor: float) -> Confirmed | None:
         """The smallest that is accepted; one that another floor gave up after a single seed is not."""
-        passed = [one for one in self.best.values() if len(one.accuracies) > 1 and one.lower >= floor - ROUNDING]
+        known = [*self.best.values(), *self.otherwise]
+        passed = [one for one in known if len(one.accuracies) > 1 and one.lower >= floor - ROUNDING]
         return min(passed, key=lambda one: one.size_bytes, default=None)
 
     def _measure(self, number: int, floor: float, turn: int, *, counts: bool = True) -> Confirmed:

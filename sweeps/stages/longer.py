@@ -15,6 +15,7 @@ from netprune.pruning import PruneConfig
 from netprune.stopping import SHORT
 from sweeps import tracking
 from sweeps.progress import Progress
+from sweeps.scores import Attempt
 from sweeps.stages.contest import Confirmation, Confirmed, Contest
 from sweeps.stages.source import Source
 from sweeps.stages.starting import Start, fetch_network, keep_network
@@ -72,27 +73,61 @@ def measure(
         accuracies = [run.metrics["val_accuracy"] for run in found]
         if hopeless(accuracies, floor):
             break
-    enough = len(accuracies) > 1
-    mean = sum(accuracies) / len(accuracies)
-    ships, average = max(found, key=lambda run: run.metrics["val_accuracy"]), None
-    if enough and how.config.finetune:  # without finetuning the seeds agree
+    averaged = None
+    if len(found) > 1 and how.config.finetune:  # without finetuning the seeds agree
         averaged = _averaged(source, contest, number, how, turn, found)
+    made = _came_to(contest.objective, number, how.epochs, found, averaged, images=images)
+    return made if len(found) > 1 else replace(made, lower=accuracies[0] - image_margin(floor, images))
+
+
+def recall(contest: Contest, attempt: Attempt, images: int) -> Confirmed | None:
+    """What an attempt of an earlier session came to; None where it was given up after one seed, or if the store has
+    lost one of its runs.
+
+    Args:
+        contest: whose attempt it was.
+        attempt: in whatever way it was made.
+        images: that accuracies are measured on.
+    """
+    tags = _tags(attempt.trial, attempt.epochs, attempt.turn, attempt.seeds)
+    runs = _runs_of(contest, tags)
+    found = {run.tags[SEED]: run for run in reversed(runs) if SEED in run.tags}
+    averaged = next((run for run in runs if AVERAGE in run.tags), None)
+    if len(found) < len(attempt.seeds) or (averaged is None and attempt.epochs):
+        return None
+    seeded = [found[str(seed)] for seed in attempt.seeds]
+    return _came_to(contest.objective, attempt.trial, attempt.epochs, seeded, averaged, images=images)
+
+
+def _came_to(
+    objective: str,
+    number: int,
+    epochs: float,
+    found: Sequence[tracking.FoundRun],
+    averaged: tracking.FoundRun | None,
+    *,
+    images: int,
+) -> Confirmed:
+    """What a candidate came to: with every seed, and averaged. Of one seed alone there is no bound: 0."""
+    accuracies = [run.metrics["val_accuracy"] for run in found]
+    mean, average = sum(accuracies) / len(accuracies), None
+    ships = max(found, key=lambda run: run.metrics["val_accuracy"])
+    if averaged is not None:
         average = averaged.metrics["val_accuracy"]
         if average >= mean:
             ships = averaged
-    of = average if average is not None and average >= mean else None
+    of = average if ships is averaged else None
+    beginning = _Beginning.of(found[0])
     return Confirmed(
         trial=number,
         run_ids=tuple(run.run_id for run in found),
         accuracies=tuple(accuracies),
         average=average,
         run_id=ships.run_id,
-        trained=_Beginning.of(found[0]).had + how.epochs,
-        images_had=_Beginning.of(found[0]).images_had + len(found) * how.epochs,
-        size_bytes=int(ships.metrics[contest.objective]),
-        lower=lower_bound(accuracies, images, average=of).lower
-        if enough
-        else accuracies[0] - image_margin(floor, images),
+        trained=beginning.had + epochs,
+        images_had=beginning.images_had + len(found) * epochs,
+        size_bytes=int(ships.metrics[objective]),
+        lower=lower_bound(accuracies, images, average=of).lower if len(found) > 1 else 0.0,
     )
 
 
@@ -128,7 +163,7 @@ def _averaged(
     source: Source, contest: Contest, number: int, how: Confirmation, turn: int, found: Sequence[tracking.FoundRun]
 ) -> tracking.FoundRun:
     """The run of the average of finetunings: an earlier session's, or a new one."""
-    tags = {AVERAGE: str(len(found)), **_tags(number, how, turn)}
+    tags = {AVERAGE: str(len(found)), **_tags(number, how.epochs, turn, how.seeds_of(turn))}
 
     def candidate(_: Progress) -> tuple[PruneResult, bytes]:
         networks = [fetch_network(run.run_id, source, how.config) for run in found]
@@ -160,7 +195,7 @@ def _finetuned(
     """
     seed = how.seeds_of(turn)[i]
     finetune = replace(how.config.finetune, seed=seed) if how.config.finetune else None
-    tags = {SEED: str(seed), **_tags(number, how, turn)}
+    tags = {SEED: str(seed), **_tags(number, how.epochs, turn, how.seeds_of(turn))}
 
     def candidate(progress: Progress) -> tuple[PruneResult, bytes]:
         beginning = begin()
@@ -180,9 +215,14 @@ def _finetuned(
     return _run(contest, number, tags, f"seed {seed}", candidate, epochs=how.epochs)
 
 
-def _tags(number: int, how: Confirmation, turn: int) -> dict[str, str]:
-    seeds = ",".join(map(str, how.seeds_of(turn)))
-    return {tracking.TRIAL: str(number), EPOCHS: f"{how.epochs:g}", TURN: str(turn), SEEDS: seeds}
+def _tags(number: int, epochs: float, turn: int, seeds: Sequence[int]) -> dict[str, str]:
+    said = ",".join(map(str, seeds))
+    return {tracking.TRIAL: str(number), EPOCHS: f"{epochs:g}", TURN: str(turn), SEEDS: said}
+
+
+def _runs_of(contest: Contest, tags: Mapping[str, str]) -> list[tracking.FoundRun]:
+    """The newest first."""
+    return tracking.find_runs({tracking.STAGE: "confirm", tracking.PARENT: contest.run_id, **tags})
 
 
 def _run(
@@ -195,7 +235,7 @@ def _run(
     epochs: float,
 ) -> tracking.FoundRun:
     """One network of a candidate in a run of its own, unless the store has it."""
-    known = tracking.find_runs({tracking.STAGE: "confirm", tracking.PARENT: contest.run_id, **tags}, limit=1)
+    known = _runs_of(contest, tags)
     if known:
         return known[0]
     options = {f"sparsity/{layer}": value for layer, value in contest.sparsities[number].items()}
