@@ -91,6 +91,11 @@ def this_boot() -> str:
     return ""
 
 
+def processors_taken(seconds: float) -> float:
+    """How many of this machine's processors others use, on average over so many seconds; this process rests in them."""
+    return psutil.cpu_percent(interval=seconds) / 100 * (os.cpu_count() or 1)
+
+
 def _born(pid: int) -> float:
     """In clock ticks since the boot on Linux, which stay as they are when the clock is set; elsewhere as psutil has it.
 

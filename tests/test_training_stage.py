@@ -1,5 +1,8 @@
-"""The training's stage: what is noted of its best network."""
+"""The training's stage: what it says of its length, and what is noted of its best network."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 
 from netprune.evaluation import evaluate
 from netprune.recipes import TrainConfig
-from sweeps import registry, tracking
+from sweeps import processes, registry, tracking
 from sweeps.stages import training
 from sweeps.stages.data import DataRequest
 from sweeps.stages.source import SourceRequest
@@ -35,3 +38,30 @@ def test_training_notes_the_mirrored_accuracy_only_of_data_that_may_be_mirrored(
     model = registry.fetch_model(outcome.model_uri)[0].model
     expected = evaluate(model, dataset.val, dataset, mirrored=True).accuracy
     assert outcome.mirrored_val_accuracy == noted["mirrored_val_accuracy"] == expected
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("seconds", "taken", "expected"),
+    [(1000, 2.0, False), (2000, 2.0, True), (2000, 0.2, False)],
+    ids=["short", "long, beside others", "long, alone"],
+)
+def test_training_that_takes_long_says_so_and_whether_other_processes_slow_it(
+    tiny_dataset, monkeypatch, capsys, seconds, taken, expected
+):
+    monkeypatch.setattr(training, "open_data", lambda *_: (tiny_dataset, torch.device("cpu")))
+    monkeypatch.setattr(training, "fit_to_device", lambda _, __, recipe, ___: (recipe, seconds))
+    monkeypatch.setattr(processes, "processors_taken", lambda _: taken)
+    monkeypatch.setattr(training.os, "cpu_count", torch.get_num_threads)
+    run_training(REQUEST)
+    said = capsys.readouterr().err
+    assert ("this will take about 33 min. Shorter: " in said) == (seconds > 1800)
+    assert (f"other processes use 2.0 of the {torch.get_num_threads()} processors" in said) == expected
+
+
+def test_processors_taken_counts_what_other_processes_do():
+    spin = "import time; end = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", spin]) as busy:
+        taken = max(processes.processors_taken(0.2) for _ in range(5))
+        busy.kill()
+    assert 0.5 <= taken <= os.cpu_count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from netprune.precision import Precision, fit_to_device
 from netprune.recipes import TrainConfig
 from netprune.training import train
 from netprune.weights import load_weights, read_state_dict
-from sweeps import interrupts, registry, tracking
+from sweeps import interrupts, processes, registry, tracking
 from sweeps.inputs import check_data, log_data
 from sweeps.progress import Progress, duration, report
 from sweeps.stages.checkpoints import RESUMED_FROM, Interrupted, Keeper, check_network, interrupted_training
@@ -32,6 +33,9 @@ from sweeps.stages.source import SourceRequest, check_model, new_network, short_
 
 LONG_SECONDS = 30 * 60
 SHORTEN = "Shorter: width=16, fewer epochs, dataset=digits, or device=cuda where there is a GPU."
+REST_SECONDS = 1.0
+NOISE = 0.3
+"""Processors that a machine may have in use without anybody's doing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +170,7 @@ def _plan(
 
 
 def _announcement(ready: _Ready, recipe: TrainConfig, epoch_seconds: float, team: Team) -> str:
-    """What is going to be trained, and how to make it short where it would take over half an hour."""
+    """What is going to be trained; where it would take over half an hour, how to make it short, and what slows it."""
     parameters = sum(p.numel() for p in ready.model.parameters())
     device = f"{next(ready.model.parameters()).device}{'' if team.alone else f' in {team.size} processes'}"
     line = (
@@ -174,4 +178,19 @@ def _announcement(ready: _Ready, recipe: TrainConfig, epoch_seconds: float, team
         f"of {ready.dataset.name}, {recipe.epochs} epochs on {device} ({recipe.format})"
     )
     seconds = recipe.epochs * epoch_seconds
-    return f"{line}\nthis will take about {duration(seconds)}. {SHORTEN}" if seconds > LONG_SECONDS else line
+    if seconds <= LONG_SECONDS:
+        return line
+    return f"{line}\nthis will take about {duration(seconds)}. {SHORTEN}{_others(ready.device)}"
+
+
+def _others(device: torch.device) -> str:
+    """What to say of other processes that a training on a CPU has to share its processors with, if there are any."""
+    if device.type != "cpu":
+        return ""
+    count, taken = os.cpu_count() or 1, processes.processors_taken(REST_SECONDS)
+    if taken + torch.get_num_threads() <= count + NOISE:
+        return ""
+    return (
+        f"\nother processes use {taken:.1f} of the {count} processors: without them it is faster, and --precision auto "
+        f"may choose another format"
+    )
