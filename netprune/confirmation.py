@@ -124,7 +124,7 @@ def next_candidate(
         floor: in [0, 1].
         images: that accuracies are measured on.
         left: finetunings that a still smaller one may have, once one has been accepted.
-        smallest: bytes of one that was accepted after another finetuning; None where there is none.
+        smallest: bytes of the smallest that is accepted after whatever finetuning, where `measured` may lack it.
     """
     if not is_reachable(floor, images):
         return None

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from netprune.distributed import Team
 from netprune.evaluation import evaluate
 from netprune.recipes import TrainConfig
 from sweeps import processes, registry, tracking
@@ -22,6 +23,13 @@ REQUEST = TrainRequest(
     config=TrainConfig(epochs=1, batch_size=24),
     precision="fp32",
 )
+
+
+class Gathered(Team):
+    """The first of several processes, with nobody to wait for."""
+
+    def from_first(self, made):
+        return made()
 
 
 @pytest.mark.usefixtures("store")
@@ -42,18 +50,23 @@ def test_training_notes_the_mirrored_accuracy_only_of_data_that_may_be_mirrored(
 
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize(
-    ("seconds", "taken", "expected"),
-    [(1000, 2.0, False), (2000, 2.0, True), (2000, 0.2, False)],
-    ids=["short", "long, beside others", "long, alone"],
+    ("seconds", "taken", "team", "expected"),
+    [
+        (1000, 2.0, Team(), False),
+        (2000, 2.0, Team(), True),
+        (2000, 0.2, Team(), False),
+        (4000, 2.0, Gathered(size=2), False),
+    ],
+    ids=["short", "long, beside others", "long, alone", "long, beside its own"],
 )
 def test_training_that_takes_long_says_so_and_whether_other_processes_slow_it(
-    tiny_dataset, monkeypatch, capsys, seconds, taken, expected
+    tiny_dataset, monkeypatch, capsys, seconds, taken, team, expected
 ):
     monkeypatch.setattr(training, "open_data", lambda *_: (tiny_dataset, torch.device("cpu")))
     monkeypatch.setattr(training, "fit_to_device", lambda _, __, recipe, ___: (recipe, seconds))
     monkeypatch.setattr(processes, "processors_taken", lambda _: taken)
     monkeypatch.setattr(training.os, "cpu_count", torch.get_num_threads)
-    run_training(REQUEST)
+    run_training(REQUEST, team)
     said = capsys.readouterr().err
     assert ("this will take about 33 min. Shorter: " in said) == (seconds > 1800)
     assert (f"other processes use 2.0 of the {torch.get_num_threads()} processors" in said) == expected

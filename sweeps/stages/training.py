@@ -180,11 +180,11 @@ def _announcement(ready: _Ready, recipe: TrainConfig, epoch_seconds: float, team
     seconds = recipe.epochs * epoch_seconds
     if seconds <= LONG_SECONDS:
         return line
-    return f"{line}\nthis will take about {duration(seconds)}. {SHORTEN}{_others(ready.device)}"
+    return f"{line}\nthis will take about {duration(seconds)}. {SHORTEN}{_others(ready.device) if team.alone else ''}"
 
 
 def _others(device: torch.device) -> str:
-    """What to say of other processes that a training on a CPU has to share its processors with, if there are any."""
+    """What to say of others that a training in one process on a CPU shares its processors with."""
     if device.type != "cpu":
         return ""
     count, taken = os.cpu_count() or 1, processes.processors_taken(REST_SECONDS)
