@@ -253,11 +253,11 @@ class SparsityStudy:
     def _point(self, trial: optuna.Trial, seen: Snapshot, propose: Propose, limits: Limits) -> Point | None:
         """What a trial tries, put down in the study; None if others began the last trials that were due, or are at the
         same point."""
-        earlier = [one for one in seen.running if one.number < trial.number]
-        if not limits.allow(seen.done, len(earlier), seen.epochs):
+        if _is_surplus(seen, trial.number, limits):
             return None
         wanted, pending = whole(self.space), 0
         if seen.trials[trial.number].system_attrs.get(QUEUED, {}).keys() != wanted.keys():
+            earlier = [one for one in seen.running if one.number < trial.number]
             pending = sum(one.params.keys() < wanted.keys() for one in earlier)
             turn = Turn(
                 number=trial.number,
@@ -294,3 +294,9 @@ def _unless_given_up(trial: optuna.Trial) -> Iterator[None]:
         if isinstance(error, ValueError) and not str(error).startswith("Cannot tell a"):  # `tell` has no class for it
             raise
         raise LostTrialError(f"trial {trial.number} was given up: another worker took this one for dead") from None
+
+
+def _is_surplus(seen: Snapshot, number: int, limits: Limits) -> bool:
+    """Whether as many trials as are due, or as there are epochs for, have a result or began before this one."""
+    earlier = sum(trial.number < number for trial in seen.running)
+    return not limits.allow(seen.done, earlier, seen.epochs)
