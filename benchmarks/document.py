@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.setting import Setting, finish, open_setting, parser, print_table, run
 from netprune.allocation import Basis, allocation_from
-from netprune.candidate import prune_candidate
+from netprune.candidate import Subject, prune_candidate
 from netprune.evaluation import evaluate
 from netprune.header import PackedHeader, header_for
 from netprune.models import Architecture
@@ -62,12 +62,13 @@ def main() -> None:
     found = {name: [measured(setting, model)] for name, model in states.items()}
     last = f"finetuned for {options.epochs:g} epochs"
     found[last] = []
+    subject = Subject(setting.model, setting.dataset, _header(setting, setting.model))
     for seed in range(options.seeds):
         config = finetuning(options.epochs, seed=seed)
         assert config.finetune is not None
         fitted, _ = fit_to_device(setting.model, setting.dataset, config.finetune, options.precision)
         config = dataclasses.replace(config, finetune=fitted)
-        _, data = prune_candidate(setting.model, setting.dataset, _header(setting, setting.model), sparsity, config)
+        _, data = prune_candidate(subject, sparsity, config)
         found[last].append(measured(setting, unpack(data).model.to(options.device)))
         print(f"seed {seed}: {found[last][-1]}", flush=True)
     dense = found["dense"][0]

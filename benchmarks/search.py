@@ -108,9 +108,7 @@ class Bench:
         """Prune, finetune, pack: as a trial of ours without early stopping."""
         networks: list[nn.Module] = []
         result, data = prune_candidate(
-            self.setting.model,
-            self.setting.dataset,
-            self.source.header,
+            self.source.subject,
             sparsity,
             terms.finetune,
             callbacks=Callbacks(on_finetuned=lambda network: networks.append(copy.deepcopy(network))),

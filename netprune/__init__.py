@@ -6,6 +6,7 @@ from netprune.allocation import find_allocator as find_allocator
 from netprune.bounds import find_bounds as find_bounds
 from netprune.budget import fit_bytes as fit_bytes
 from netprune.budget import packed_bytes as packed_bytes
+from netprune.candidate import Subject as Subject
 from netprune.candidate import prune_candidate as prune_candidate
 from netprune.data import load_dataset as load_dataset
 from netprune.errors import DivergedError as DivergedError

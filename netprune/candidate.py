@@ -27,6 +27,18 @@ RECALIBRATED = 512
 """Training images that batch statistics are taken on again before a finetuning."""
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is pruned."""
+
+    dense: nn.Module
+    """Left as it is; on the device that holds `dataset`."""
+    dataset: Dataset
+    """Training and validation splits are used, never test."""
+    header: PackedHeader
+    """Of the packed file."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneResult:
     """What one sparsity allocation came to."""
@@ -51,24 +63,20 @@ class PruneResult:
 
 
 def prune_candidate(
-    dense: nn.Module,
-    dataset: Dataset,
-    header: PackedHeader,
+    subject: Subject,
     sparsity: Sparsity,
     config: PruneConfig,
     *,
     start: nn.Module | None = None,
     callbacks: Callbacks = NOBODY,
 ) -> tuple[PruneResult, bytes]:
-    """Prune a copy of `dense`, finetune it with the masks held, quantise, pack, and evaluate the file as it loads.
+    """Prune a copy of the dense network, finetune it with its masks held, quantise, pack, and score the loaded file.
 
     Args:
-        dense: left as it is; on the device that holds `dataset`.
-        dataset: training and validation splits are used, never test.
-        header: of the packed file.
+        subject: the dense network and its images.
         sparsity: layers that it does not name stay dense.
         config: see `PruneConfig`.
-        start: a network to go on from in place of `dense`: see `pruned_copy`.
+        start: a network to go on from in place of the dense one: see `pruned_copy`.
         callbacks: of the finetuning, if there is any; `on_check` is called before its first step too, with a share of
             0.
 
@@ -79,6 +87,7 @@ def prune_candidate(
         InputError: for an unknown layer or a sparsity outside [0, 1].
         DivergedError: if finetuning diverges.
     """
+    dense, dataset = subject.dense, subject.dataset
     seconds: dict[str, float] = {}
     with _timed(seconds, "prune"):
         pruned = pruned_copy(dense, dataset, sparsity, config.saliency, start=start)
@@ -93,13 +102,11 @@ def prune_candidate(
             model = finetuned(dense, pruned, dataset, config, callbacks)
     if callbacks.on_finetuned is not None:
         callbacks.on_finetuned(model)
-    return _shipped(_Recovered(model, one_shot, seconds), dense, dataset, header, sparsity, config)
+    return _shipped(_Recovered(model, one_shot, seconds), subject, sparsity, config)
 
 
 def average_candidate(
-    dense: nn.Module,
-    dataset: Dataset,
-    header: PackedHeader,
+    subject: Subject,
     sparsity: Sparsity,
     networks: Sequence[nn.Module],
     config: PruneConfig,
@@ -109,9 +116,7 @@ def average_candidate(
     """Average a candidate's networks, take batch statistics again, quantise, pack, and evaluate the file as it loads.
 
     Args:
-        dense: left as it is; on the device that holds `dataset`.
-        dataset: as for `prune_candidate`.
-        header: of the packed file.
+        subject: the dense network and its images.
         sparsity: that the networks were pruned to.
         networks: finetuned from one start with seeds of their own, before rounding; left as they are.
         config: how they were finetuned; a codebook is trained anew.
@@ -123,11 +128,11 @@ def average_candidate(
     seconds: dict[str, float] = {}
     model = average(networks)
     with _timed(seconds, "evaluate"):
-        recalibrate(model, dataset)
-        before = evaluate(model, dataset.val.first(CHECK_IMAGES), dataset)
+        recalibrate(model, subject.dataset)
+        before = evaluate(model, subject.dataset.val.first(CHECK_IMAGES), subject.dataset)
     if callbacks.on_finetuned is not None:
         callbacks.on_finetuned(model)
-    return _shipped(_Recovered(model, before, seconds), dense, dataset, header, sparsity, config)
+    return _shipped(_Recovered(model, before, seconds), subject, sparsity, config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,22 +145,18 @@ class _Recovered:
 
 
 def _shipped(
-    recovered: _Recovered,
-    dense: nn.Module,
-    dataset: Dataset,
-    header: PackedHeader,
-    sparsity: Sparsity,
-    config: PruneConfig,
+    recovered: _Recovered, subject: Subject, sparsity: Sparsity, config: PruneConfig
 ) -> tuple[PruneResult, bytes]:
     """Round, pack and score the file."""
-    model, seconds, device = recovered.model, recovered.seconds, next(dense.parameters()).device
+    dense, dataset, model, seconds = subject.dense, subject.dataset, recovered.model, recovered.seconds
     with _timed(seconds, "quantise"):
         quantise_and_train(model, dataset, config.values, finetune=config.finetune, teacher=dense, spared=config.spared)
     with _timed(seconds, "pack"):
-        data = pack(model, header)
+        data = pack(model, subject.header)
         # a file does not say how to build a network of the user's own class: it is loaded into one that is there; and
         # this one is from here, however large
-        shipped = unpack(data, lambda _: copy.deepcopy(dense), max_bytes=sys.maxsize).model.to(device)
+        shipped = unpack(data, lambda _: copy.deepcopy(dense), max_bytes=sys.maxsize).model
+        shipped.to(next(dense.parameters()).device)
     with _timed(seconds, "evaluate"):
         val = evaluate(shipped, dataset.val, dataset)
     size = measure_size(shipped)

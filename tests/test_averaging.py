@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from netprune.averaging import average
-from netprune.candidate import average_candidate
+from netprune.candidate import Subject, average_candidate
 from netprune.evaluation import evaluate
 from netprune.packing import unpack
 from netprune.pruning import finetuning, prune_and_finetune
@@ -51,7 +51,7 @@ def test_average_of_the_largest_numbers_stays_finite(finetuned):
 @pytest.mark.parametrize("values", ["fp32", "int8", "codebook:3"])
 def test_average_candidate_is_scored_as_its_file_loads(trained_net, tiny_dataset, tiny_header, finetuned, values):
     config = finetuning(2, batch_size=16, values=Values.parse(values))
-    result, data = average_candidate(trained_net, tiny_dataset, tiny_header, SPARSITY, finetuned, config)
+    result, data = average_candidate(Subject(trained_net, tiny_dataset, tiny_header), SPARSITY, finetuned, config)
     loaded = unpack(data).model
     assert evaluate(loaded, tiny_dataset.val, tiny_dataset) == result.val
     assert result.packed_bytes == len(data)
@@ -87,6 +87,6 @@ def test_average_of_networks_of_two_dense_ones_is_worse_than_both(trained_net, t
 
 def test_average_candidate_without_finetuning_trains_no_codebook(trained_net, tiny_dataset, tiny_header):
     config = replace(finetuning(0), values=Values.parse("codebook:3"))
-    first, _ = average_candidate(trained_net, tiny_dataset, tiny_header, {}, [trained_net], config)
-    again, _ = average_candidate(trained_net, tiny_dataset, tiny_header, {}, [trained_net], config)
+    first, _ = average_candidate(Subject(trained_net, tiny_dataset, tiny_header), {}, [trained_net], config)
+    again, _ = average_candidate(Subject(trained_net, tiny_dataset, tiny_header), {}, [trained_net], config)
     assert first.val == again.val

@@ -12,7 +12,7 @@ from torch import nn
 
 from netprune import training
 from netprune.callbacks import Callbacks
-from netprune.candidate import prune_candidate
+from netprune.candidate import Subject, prune_candidate
 from netprune.compute import Format, choose_compute
 from netprune.data import Dataset, load_dataset
 from netprune.evaluation import evaluate
@@ -202,8 +202,8 @@ def test_prune_candidate_on_a_gpu_recovers_as_on_the_cpu(tmp_path, values):
     config = finetuning(2, values=Values.parse(values))
     config = replace(config, finetune=replace(config.finetune, format=Format(channels_last=True)))
     told = Callbacks(on_check=lambda *_: None)
-    theirs, _ = prune_candidate(dense, digits, header, sparsity, config, callbacks=told)
-    ours, _ = prune_candidate(dense.to(GPU), digits.to(GPU), header, sparsity, config, callbacks=told)
+    theirs, _ = prune_candidate(Subject(dense, digits, header), sparsity, config, callbacks=told)
+    ours, _ = prune_candidate(Subject(dense.to(GPU), digits.to(GPU), header), sparsity, config, callbacks=told)
     assert theirs.val.accuracy > 0.9
     assert ours.val.accuracy == pytest.approx(theirs.val.accuracy, abs=0.04)  # 359 images
 
@@ -215,18 +215,18 @@ def test_prune_candidate_on_a_gpu_gives_a_file_that_loads_on_the_cpu_as_scored(
     config = finetuning(2, values=Values.parse(values), batch_size=16)
     config = replace(config, finetune=replace(config.finetune, format=Format(channels_last=True)))
     header = replace(tiny_header, dense_digest=weights_digest(gpu_net))
-    result, data = prune_candidate(gpu_net, on_gpu, header, SPARSITY, config)
+    result, data = prune_candidate(Subject(gpu_net, on_gpu, header), SPARSITY, config)
     assert result.packed_bytes == len(data)
     loaded = evaluate(unpack(data).model, tiny_dataset.val, tiny_dataset)
     assert loaded.accuracy == pytest.approx(result.val.accuracy, abs=1.01 / len(on_gpu.val))
-    again, same = prune_candidate(gpu_net, on_gpu, header, SPARSITY, config)
+    again, same = prune_candidate(Subject(gpu_net, on_gpu, header), SPARSITY, config)
     assert (same, again.val) == (data, result.val)
 
 
 def test_prune_candidate_gradual_on_a_gpu_ends_as_sparse_as_asked(on_gpu, gpu_net, tiny_header):
     config = finetuning(2, batch_size=16)
     config = replace(config, finetune=replace(config.finetune, gradual=0.5, ema=0.5, format=BF16))
-    result, _ = prune_candidate(gpu_net, on_gpu, tiny_header, SPARSITY, config)
+    result, _ = prune_candidate(Subject(gpu_net, on_gpu, tiny_header), SPARSITY, config)
     assert result.measured["conv2.0.weight"] == pytest.approx(0.5, abs=0.01)
 
 

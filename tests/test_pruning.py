@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from netprune.callbacks import Callbacks
-from netprune.candidate import RECALIBRATED, prune_candidate
+from netprune.candidate import RECALIBRATED, Subject, prune_candidate
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import evaluate
 from netprune.gradients import loss_gradients
@@ -33,7 +33,7 @@ GRADUAL = PruneConfig(finetune=replace(RECIPE, gradual=0.5))
 @pytest.mark.parametrize("config", [ONE_SHOT, FINETUNED, GRADUAL], ids=["one shot", "finetuned", "gradual"])
 def test_prune_candidate_with_the_documents_allocation_prunes_exact_counts(tiny_net, tiny_dataset, tiny_header, config):
     allocation = document(shapes_of(tiny_net))
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
+    result, data = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, config)
     shipped = prunable_weights(unpack(data).model)
     zeros = {name: int((w.detach().numpy() == 0).sum()) for name, w in shipped.items()}
     expected = {name: round((0.9 if i else 0.6) * w.numel()) for i, (name, w) in enumerate(shipped.items())}
@@ -48,7 +48,7 @@ def test_prune_candidate_with_the_documents_allocation_prunes_exact_counts(tiny_
 @pytest.mark.parametrize("config", [ONE_SHOT, FINETUNED], ids=["one shot", "finetuned"])
 def test_prune_candidate_scores_the_file_as_it_loads(tiny_net, tiny_dataset, tiny_header, config):
     allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
+    result, data = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, config)
     found = unpack(data)
     parameters = [p.detach().numpy() for p in found.model.parameters()]
     assert result.val == evaluate(found.model, tiny_dataset.val, tiny_dataset)
@@ -60,7 +60,7 @@ def test_prune_candidate_scores_the_file_as_it_loads(tiny_net, tiny_dataset, tin
 
 def test_prune_candidate_equals_its_steps_taken_one_by_one(tiny_net, tiny_dataset, tiny_header):
     allocation = {"conv3.0.weight": 0.8, "classifier.3.weight": 0.5}
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED)
+    result, data = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, FINETUNED)
     model = copy.deepcopy(tiny_net)
     masks = make_masks(model, allocation)
     apply_masks(model, masks)
@@ -78,7 +78,7 @@ def test_prune_candidate_of_a_network_that_runs_contiguous_only_is_finetuned(
     fitted, _ = fit_to_device(contiguous_net, tiny_dataset, RECIPE, precision)
     config = PruneConfig(finetune=fitted, values=Values.parse("codebook:4"))
     header = replace(tiny_header, architecture=None)
-    result, _ = prune_candidate(contiguous_net, tiny_dataset, header, {"fc.weight": 0.5}, config)
+    result, _ = prune_candidate(Subject(contiguous_net, tiny_dataset, header), {"fc.weight": 0.5}, config)
     assert result.val.loss < result.one_shot.loss
 
 
@@ -91,7 +91,9 @@ def test_prune_candidate_of_tied_weights_prunes_scores_and_ships_them_as_one(tin
     model[2].weight = model[1].weight
     sparsity = dict.fromkeys(prunable_weights(model), 0.5)
     config = replace(FINETUNED, values=Values.parse(values), spared=tuple(sparsity))
-    result, data = prune_candidate(model, tiny_dataset, replace(tiny_header, architecture=None), sparsity, config)
+    result, data = prune_candidate(
+        Subject(model, tiny_dataset, replace(tiny_header, architecture=None)), sparsity, config
+    )
     assert result.measured.keys() == {"0.weight", "1.weight", "4.weight"}
     assert result.sparsity == pytest.approx(0.5, abs=0.01)
     shipped = unpack(data, lambda _: copy.deepcopy(model)).model
@@ -100,7 +102,7 @@ def test_prune_candidate_of_tied_weights_prunes_scores_and_ships_them_as_one(tin
 
 
 def test_prune_candidate_one_shot_keeps_every_kept_weight(tiny_net, tiny_dataset, tiny_header):
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, ONE_SHOT)
+    result, data = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {"conv2.0.weight": 0.5}, ONE_SHOT)
     shipped = prunable_weights(unpack(data).model)
     for name, weight in prunable_weights(tiny_net).items():
         kept = shipped[name] != 0
@@ -115,7 +117,7 @@ def test_prune_candidate_leaves_the_dense_network_as_it_is(tiny_net, tiny_datase
     tiny_net.res1.eval()
     digest, modes = weights_digest(tiny_net), [m.training for m in tiny_net.modules()]
     state = torch.get_rng_state()
-    prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, FINETUNED)
+    prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {"conv2.0.weight": 0.5}, FINETUNED)
     assert weights_digest(tiny_net) == digest
     assert [m.training for m in tiny_net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -124,11 +126,11 @@ def test_prune_candidate_leaves_the_dense_network_as_it_is(tiny_net, tiny_datase
 
 def test_prune_candidate_that_goes_on_keeps_what_its_start_has_learned(tiny_net, tiny_dataset, tiny_header):
     names = prunable_weights(tiny_net)
-    _, first = prune_candidate(tiny_net, tiny_dataset, tiny_header, dict.fromkeys(names, 0.5), FINETUNED)
+    _, first = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), dict.fromkeys(names, 0.5), FINETUNED)
     start = unpack(first).model
     before = weights_digest(start)
     result, data = prune_candidate(
-        tiny_net, tiny_dataset, tiny_header, dict.fromkeys(names, 0.75), ONE_SHOT, start=start
+        Subject(tiny_net, tiny_dataset, tiny_header), dict.fromkeys(names, 0.75), ONE_SHOT, start=start
     )
     assert weights_digest(start) == before
     had, has = prunable_weights(start), prunable_weights(unpack(data).model)
@@ -143,9 +145,9 @@ def test_prune_candidate_that_goes_on_keeps_what_its_start_has_learned(tiny_net,
 @pytest.mark.parametrize("config", [FINETUNED, GRADUAL], ids=["at once", "gradual"])
 def test_prune_candidate_that_goes_on_may_have_more_weights_than_its_start(tiny_net, tiny_dataset, tiny_header, config):
     name = "res2.0.0.weight"
-    _, first = prune_candidate(tiny_net, tiny_dataset, tiny_header, {name: 0.9}, FINETUNED)
+    _, first = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {name: 0.9}, FINETUNED)
     start = unpack(first).model
-    result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, {name: 0.6}, config, start=start)
+    result, _ = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {name: 0.6}, config, start=start)
     assert result.measured[name] == pytest.approx(0.6, abs=1e-3)
 
 
@@ -154,8 +156,8 @@ def test_prune_candidate_gives_the_network_before_its_values_are_rounded(tiny_ne
     callbacks = Callbacks(on_finetuned=lambda network: seen.append(copy.deepcopy(network)))
     config = replace(FINETUNED, values=Values.parse("codebook:2"))
     allocation = {"conv4.0.weight": 0.5}
-    _, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config, callbacks=callbacks)
-    _, exact = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED)
+    _, data = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, config, callbacks=callbacks)
+    _, exact = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, FINETUNED)
     (network,) = seen
     assert weights_digest(network) == weights_digest(unpack(exact).model)
     assert weights_digest(network) != weights_digest(unpack(data).model)
@@ -163,7 +165,7 @@ def test_prune_candidate_gives_the_network_before_its_values_are_rounded(tiny_ne
 
 def test_prune_candidate_never_reads_the_test_split(tiny_net, tiny_dataset, tiny_header):
     result, _ = prune_candidate(
-        tiny_net, replace(tiny_dataset, test=None), tiny_header, {"conv2.0.weight": 0.5}, FINETUNED
+        Subject(tiny_net, replace(tiny_dataset, test=None), tiny_header), {"conv2.0.weight": 0.5}, FINETUNED
     )
     assert result.val.count == 24
 
@@ -171,14 +173,17 @@ def test_prune_candidate_never_reads_the_test_split(tiny_net, tiny_dataset, tiny
 @pytest.mark.parametrize("name", ["taylor", "random"])
 def test_prune_candidate_by_and_by_with_any_criterion_ends_exact(tiny_net, tiny_dataset, tiny_header, name):
     allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
-    result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, replace(GRADUAL, saliency=name))
+    result, _ = prune_candidate(
+        Subject(tiny_net, tiny_dataset, tiny_header), allocation, replace(GRADUAL, saliency=name)
+    )
     sizes = {name: w.numel() for name, w in prunable_weights(tiny_net).items()}
     assert result.measured == pytest.approx({name: round(0.6 * size) / size for name, size in sizes.items()})
 
 
 def test_prune_candidate_twice_gives_the_same_bytes(tiny_net, tiny_dataset, tiny_header):
     first, second = (
-        prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv2.0.weight": 0.5}, FINETUNED)[1] for _ in range(2)
+        prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {"conv2.0.weight": 0.5}, FINETUNED)[1]
+        for _ in range(2)
     )
     assert first == second
 
@@ -186,9 +191,7 @@ def test_prune_candidate_twice_gives_the_same_bytes(tiny_net, tiny_dataset, tiny
 def test_prune_candidate_finetuning_is_followed_by_callbacks(tiny_net, tiny_dataset, tiny_header):
     epochs, steps = [], []
     result, _ = prune_candidate(
-        tiny_net,
-        tiny_dataset,
-        tiny_header,
+        Subject(tiny_net, tiny_dataset, tiny_header),
         {"conv2.0.weight": 0.5},
         FINETUNED,
         callbacks=Callbacks(on_epoch=lambda epoch, _: epochs.append(epoch), on_step=lambda *step: steps.append(step)),
@@ -200,13 +203,13 @@ def test_prune_candidate_finetuning_is_followed_by_callbacks(tiny_net, tiny_data
 
 def test_prune_candidate_unknown_layer_is_refused(tiny_net, tiny_dataset, tiny_header):
     with pytest.raises(InputError, match="conv9"):
-        prune_candidate(tiny_net, tiny_dataset, tiny_header, {"conv9.0.weight": 0.5}, ONE_SHOT)
+        prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {"conv9.0.weight": 0.5}, ONE_SHOT)
 
 
 def test_prune_candidate_that_diverges_raises_diverged_error(tiny_net, tiny_dataset, tiny_header):
     config = PruneConfig(finetune=TrainConfig(epochs=2, batch_size=8, max_lr=1e30))
     with pytest.raises(DivergedError):
-        prune_candidate(tiny_net, tiny_dataset, tiny_header, {}, config)
+        prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {}, config)
 
 
 @pytest.mark.parametrize(("epochs", "whole", "share"), [(3, 3, 1.0), (0.25, 1, 0.25), (1.5, 2, 0.75)])
@@ -308,7 +311,9 @@ def test_prune_candidate_is_checked_before_and_on_the_way_and_ends_on_what_a_che
         checks=(0.25, 0.5),
     )
     allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
-    result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED, callbacks=callbacks)
+    result, _ = prune_candidate(
+        Subject(tiny_net, tiny_dataset, tiny_header), allocation, FINETUNED, callbacks=callbacks
+    )
     total = len(steps)
     assert [(share, at) for share, (at, _) in seen.items()] == [(0.0, 0), (0.25, -(-total // 4)), (0.5, total // 2)]
     assert seen[0.0][1] == result.one_shot
@@ -320,9 +325,7 @@ def test_prune_candidate_is_checked_before_and_on_the_way_and_ends_on_what_a_che
     steps.clear()
     with pytest.raises(ZeroDivisionError):
         prune_candidate(
-            tiny_net,
-            tiny_dataset,
-            tiny_header,
+            Subject(tiny_net, tiny_dataset, tiny_header),
             allocation,
             FINETUNED,
             callbacks=Callbacks(on_step=callbacks.on_step, on_check=stop, checks=(0.25, 0.5)),
@@ -333,8 +336,11 @@ def test_prune_candidate_is_checked_before_and_on_the_way_and_ends_on_what_a_che
 def test_prune_candidate_checks_do_not_change_what_comes_out(tiny_net, tiny_dataset, tiny_header):
     allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
     watched = Callbacks(on_check=lambda *_: None, checks=(0.25, 0.5, 0.75))
-    plain = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED)[1]
-    assert prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, FINETUNED, callbacks=watched)[1] == plain
+    plain = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, FINETUNED)[1]
+    assert (
+        prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, FINETUNED, callbacks=watched)[1]
+        == plain
+    )
 
 
 def test_prune_config_without_options_is_one_shot_magnitude():
@@ -348,7 +354,7 @@ def test_prune_config_unknown_saliency_is_refused_with_the_choices():
 
 @pytest.mark.parametrize("config", [ONE_SHOT, FINETUNED], ids=["one shot", "finetuned"])
 def test_prune_candidate_of_everything_in_a_layer_ships_an_empty_layer(tiny_net, tiny_dataset, tiny_header, config):
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, {"res1.0.0.weight": 1.0}, config)
+    result, data = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {"res1.0.0.weight": 1.0}, config)
     shipped = prunable_weights(unpack(data).model)
     assert [name for name, w in shipped.items() if not w.any()] == ["res1.0.0.weight"]
     assert result.measured["res1.0.0.weight"] == 1.0
@@ -357,7 +363,7 @@ def test_prune_candidate_of_everything_in_a_layer_ships_an_empty_layer(tiny_net,
 @pytest.mark.parametrize("name", SALIENCIES)
 def test_prune_candidate_takes_the_least_salient_first(tiny_net, tiny_dataset, tiny_header, name):
     allocation = {"conv2.0.weight": 0.5, "conv4.0.weight": 0.7}
-    _, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, PruneConfig(saliency=name))
+    _, data = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, PruneConfig(saliency=name))
     expected = make_masks(tiny_net, allocation, SALIENCIES[name], loss_gradients(tiny_net, tiny_dataset))
     shipped = prunable_weights(unpack(data).model)
     assert all(torch.equal(shipped[layer] != 0, mask) for layer, mask in expected.items())
@@ -373,14 +379,17 @@ def test_prune_candidate_with_fewer_bits_scores_the_file_as_it_loads(
 ):
     allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
     config = PruneConfig(finetune=finetune, values=Values.parse(text))
-    result, data = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
+    result, data = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, config)
     found = unpack(data).model
     assert result.val == evaluate(found, tiny_dataset.val, tiny_dataset)
     assert all(int((w == 0).sum()) >= round(0.6 * w.numel()) for w in prunable_weights(found).values())
     if text == "codebook:2":
         assert all(len(weight[weight != 0].unique()) <= 4 for weight in prunable_weights(found).values())
     plain = PruneConfig(finetune=finetune)
-    assert result.packed_bytes < prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, plain)[0].packed_bytes
+    assert (
+        result.packed_bytes
+        < prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, plain)[0].packed_bytes
+    )
 
 
 def test_quantise_and_train_recovers_what_a_codebook_costs(tiny_net, tiny_dataset):
@@ -398,7 +407,7 @@ def test_quantise_and_train_recovers_what_a_codebook_costs(tiny_net, tiny_datase
 def test_prune_candidate_without_finetuning_looks_at_no_check(tiny_net, tiny_dataset, tiny_header):
     seen = []
     callbacks = Callbacks(on_check=lambda share, _: seen.append(share))
-    prune_candidate(tiny_net, tiny_dataset, tiny_header, {}, PruneConfig(finetune=None), callbacks=callbacks)
+    prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), {}, PruneConfig(finetune=None), callbacks=callbacks)
     assert seen == []
 
 
@@ -408,8 +417,10 @@ def test_prune_candidate_of_a_private_class_is_that_of_the_known_architecture(
 ):
     config = replace(FINETUNED, values=Values.parse(values))
     allocation = dict.fromkeys(prunable_weights(tiny_net), 0.6)
-    known, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, allocation, config)
-    own, file = prune_candidate(tiny_net, tiny_dataset, replace(tiny_header, architecture=None), allocation, config)
+    known, _ = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), allocation, config)
+    own, file = prune_candidate(
+        Subject(tiny_net, tiny_dataset, replace(tiny_header, architecture=None)), allocation, config
+    )
     assert own.val == known.val
     assert own.measured == known.measured
     given = copy.deepcopy(tiny_net)
@@ -420,7 +431,7 @@ def test_prune_candidate_leaves_layers_that_are_not_named_and_are_spared_whole(t
     named = dict.fromkeys(list(prunable_weights(tiny_net))[2:-1], 0.7)
     whole = prunable_weights(tiny_net).keys() - named.keys()
     config = replace(FINETUNED, values=Values.parse("codebook:2"), spared=tuple(whole))
-    result, _ = prune_candidate(tiny_net, tiny_dataset, tiny_header, named, config)
+    result, _ = prune_candidate(Subject(tiny_net, tiny_dataset, tiny_header), named, config)
     assert all(result.measured[name] == 0 for name in whole)
     assert all(result.measured[name] >= 0.69 for name in named)
 

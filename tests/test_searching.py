@@ -330,7 +330,7 @@ def test_confirmation_goes_over_the_images_that_its_start_and_its_other_seeds_ha
     given, whole = [], longer.prune_candidate
 
     def spy(*arguments, **options):
-        given.append(arguments[4])
+        given.append(arguments[2])
         return whole(*arguments, **options)
 
     monkeypatch.setattr(longer, "prune_candidate", spy)
@@ -532,7 +532,7 @@ def test_search_that_accepts_none_goes_on_with_what_the_nearest_has_become(sourc
         return replace(found, lower=float(len(arguments[-1]) > 0))  # at a first turn nothing is accepted
 
     def spy(*arguments, start, **options):
-        begun_with[arguments[4].finetune.seed] = weights_digest(start)
+        begun_with[arguments[2].finetune.seed] = weights_digest(start)
         return whole(*arguments, start=start, **options)
 
     monkeypatch.setattr(confirming, "measure", strict)
@@ -570,7 +570,7 @@ def test_search_trial_goes_on_with_its_starts_network_and_the_images_after_those
     whole = trials.prune_candidate
 
     def spy(*arguments, start, **options):
-        given[len(given)] = (start, arguments[4].had)
+        given[len(given)] = (start, arguments[2].had)
         return whole(*arguments, start=start, **options)
 
     monkeypatch.setattr(trials, "prune_candidate", spy)
@@ -600,7 +600,7 @@ def test_search_confirmation_goes_on_from_the_network_with_least_left_to_recover
 
     def spy(*arguments, start, **options):
         begun_with.append(weights_digest(start))
-        had.append(arguments[4].had)
+        had.append(arguments[2].had)
         return whole(*arguments, start=start, **options)
 
     monkeypatch.setattr(longer, "prune_candidate", spy)
@@ -630,7 +630,7 @@ def test_search_with_other_seeds_takes_no_finetuning_that_was_made_among_others(
     made, whole = [], longer.prune_candidate
 
     def spy(*arguments, **options):
-        made.append((arguments[4].finetune.seed, arguments[4].had))
+        made.append((arguments[2].finetune.seed, arguments[2].had))
         return whole(*arguments, **options)
 
     monkeypatch.setattr(longer, "prune_candidate", spy)
@@ -671,7 +671,7 @@ def test_search_interrupted_between_a_candidates_seeds_goes_on_from_the_same_sta
     whole, asked = longer.prune_candidate, []
 
     def interrupted(*arguments, **options):
-        asked.append(arguments[4].finetune.seed)
+        asked.append(arguments[2].finetune.seed)
         if asked[-1] == FRESH + 1:
             raise KeyboardInterrupt
         return whole(*arguments, **options)

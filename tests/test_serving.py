@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from netprune.candidate import prune_candidate
+from netprune.candidate import Subject, prune_candidate
 from netprune.data import load_dataset
 from netprune.evaluation import evaluate
 from netprune.header import PackedHeader
@@ -123,7 +123,7 @@ def random_networks(count):
         )
         sparsity = {layer: float(rng.uniform(0, 0.99)) for layer in prunable_weights(dense)}
         config = PruneConfig(finetune=None, values=Values.parse(str(rng.choice(KINDS))))
-        result, data = prune_candidate(dense, digits, header, sparsity, config)
+        result, data = prune_candidate(Subject(dense, digits, header), sparsity, config)
         yield f"random-{number}", data, header, result.val.accuracy
 
 

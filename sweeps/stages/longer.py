@@ -168,9 +168,7 @@ def _averaged(
     def candidate(_: Progress) -> tuple[PruneResult, bytes]:
         networks = [fetch_network(run.run_id, source, how.config) for run in found]
         return average_candidate(
-            source.model,
-            source.dataset,
-            source.header,
+            source.subject,
             contest.sparsities[number],
             networks,
             how.config,
@@ -201,9 +199,7 @@ def _finetuned(
         beginning = begin()
         tracking.set_tags(beginning.tags)
         return prune_candidate(
-            source.model,
-            source.dataset,
-            source.header,
+            source.subject,
             contest.sparsities[number],
             replace(how.config, finetune=finetune, had=beginning.images_had + i * how.epochs),
             start=beginning.fetch(source, how.config),

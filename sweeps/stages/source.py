@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from netprune.bounds import Bounds, find_bounds
+from netprune.candidate import Subject
 from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.factory import find_factory
@@ -57,6 +58,11 @@ class Source:
     """Which layers may be pruned, and how far; None: all, altogether."""
     data_named: bool = True
     """Whether the user named the data; else they are what the network was trained on."""
+
+    @property
+    def subject(self) -> Subject:
+        """As candidates are made of it."""
+        return Subject(self.model, self.dataset, self.header)
 
     @property
     def own(self) -> str:

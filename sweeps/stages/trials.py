@@ -95,9 +95,7 @@ class Trials:
             try:
                 with Progress(trial_name(number)) as progress:
                     result, data = prune_candidate(
-                        self.source.model,
-                        self.source.dataset,
-                        self.source.header,
+                        self.source.subject,
                         sparsity,
                         replace(self.config, had=start.images_had),
                         start=start.network,
