@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from netprune.confidence import interval
+from netprune.confidence import Change, interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +37,8 @@ class Network:
     val: Accuracy
     test: Accuracy | None
     """None where test has not been read for it."""
+    change: Change | None
+    """Of accuracy on test, from the dense network to this one; None where there is none."""
     nonzero_bytes: int
     packed_bytes: int
 

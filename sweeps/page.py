@@ -25,7 +25,7 @@ from sweeps.findings import (
     TrialRow,
 )
 from sweeps.progress import duration
-from sweeps.table import count, percent
+from sweeps.table import count, percent, points
 
 TEMPLATE = "page.html"
 MOST_LISTED = 10
@@ -114,6 +114,7 @@ def render(page: StudyPage) -> str:
     )
     environment.filters |= {
         "percent": percent,
+        "points": points,
         "count": lambda number: count(round(number)),
         "duration": duration,
         "base64": lambda data: base64.b64encode(data).decode(),

@@ -35,6 +35,15 @@ def percent(fraction: float, se: float | None = None) -> str:
     return f"{100 * fraction:.2f} %" if se is None else f"{100 * fraction:.2f} ± {100 * se:.2f} %"
 
 
+def points(change: float, se: float) -> str:
+    """A difference of two fractions in percentage points, with its standard error.
+
+    >>> points(0.0106, 0.0041), points(-0.002, 0.003)
+    ('+1.06 ± 0.41 points', '-0.20 ± 0.30 points')
+    """
+    return f"{100 * change:+.2f} ± {100 * se:.2f} points"
+
+
 def count(number: int) -> str:
     """An integer with thousands apart.
 

@@ -14,10 +14,8 @@ from sweeps.options import AutoOr, data_options, model_options, model_words
 from sweeps.stages.checkpoints import NEWEST
 from sweeps.stages.data import AUTO, DataRequest
 from sweeps.stages.source import SourceRequest
-from sweeps.stages.training import TrainRequest, assist_training, run_training
+from sweeps.stages.training import RECIPE_OPTIONS, TrainRequest, assist_training, run_training
 from sweeps.table import percent
-
-FIGURES = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
 
 
 def auto(figure: str) -> str:
@@ -67,7 +65,7 @@ def main(recipe: str, precision: Precision, resume: str, **options: Any) -> None
 
     Each epoch's figures, the last and best checkpoint and the best network go to MLflow.
     """
-    figures = {name: options.pop(name) for name in FIGURES}
+    figures = {name: options.pop(name) for name in RECIPE_OPTIONS}
     request = TrainRequest(
         data=DataRequest.of(options),
         source=SourceRequest(**options),

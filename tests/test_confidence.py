@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from netprune.confidence import interval, least_accuracy, lower_bound
+from netprune.confidence import interval, least_accuracy, lower_bound, paired_change
 
 
 @pytest.mark.parametrize(("right", "images"), [(4200, 5000), (355, 359), (359, 359), (0, 50)])
@@ -73,3 +73,16 @@ def test_lower_bound_of_an_average_has_the_noises_of_its_seeds_around_its_own_ac
     assert of_average.seed_std == of_seeds.seed_std
     assert of_seeds.mean - of_seeds.lower == pytest.approx(of_average.mean - of_average.lower, rel=0.05)
     assert of_average.lower < lower_bound([0.83, 0.83], 5000).lower
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.7), (0.7, 0.9), (0.0, 1.0), (1.0, 1.0)])
+def test_paired_change_is_mean_and_standard_error_of_the_differences_image_by_image(shares):
+    rng = np.random.default_rng(0)
+    one, other = (rng.random(400) < share for share in shares)
+    differences = one.astype(float) - other
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    found = paired_change(gained, lost, 400)
+    assert found.accuracy == pytest.approx(differences.mean())
+    assert found.se == pytest.approx(differences.std() / 20)
+    back = paired_change(lost, gained, 400)
+    assert (back.accuracy, back.se) == (-found.accuracy, found.se)

@@ -11,7 +11,7 @@ from netprune.weights import weights_digest
 from sweeps import tracking
 from sweeps.stages.longer import SEED
 from sweeps.stages.registering import run_register
-from sweeps.table import count, percent
+from sweeps.table import count, percent, points
 
 
 def note(run_id):
@@ -41,6 +41,8 @@ def test_study_note_after_registering_has_test_and_loads_the_version(searched):
     text = note(outcome.run_id)
     assert f"| {percent(registered.versions[0].measured.test_accuracy)} |" in text
     assert f"| {percent(registered.dense.test_accuracy)} |" in text
+    change = registered.versions[0].change
+    assert f"| {points(change.accuracy, change.se)} |" in text
     assert "not read" not in text
     (uri,) = re.findall(r'load_model\("(.*?)"\)', text)
     assert uri == "models:/net10-w2-tiny/1"
@@ -78,6 +80,8 @@ def test_version_description_has_floor_data_seeds_accuracy_size_and_a_load_that_
     assert f"(seed {tracking.find_run(won.run_ids[0]).tags[SEED]})" in text
     assert "Data: tiny (72 training, 24 validation, 24 test images)." in text
     assert f"| pruned | {percent(measured.val_accuracy)} | {percent(measured.test_accuracy)} | " in text
+    change = registered.versions[0].change
+    assert f"| {points(change.accuracy, change.se)} | {count(won.size_bytes)} |" in text
     assert count(won.size_bytes) in text
     assert f"run {outcome.run_id}. Finetuned in run {won.run_id}." in text
     own, alias = re.findall(r'load_model\("(.*?)"\)', text)

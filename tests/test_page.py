@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from test_figures import sensitivity
 
+from netprune.confidence import Change
 from sweeps import figures
 from sweeps.findings import (
     Accuracy,
@@ -45,6 +46,7 @@ def network(label, packed_bytes, *, test=True):
         "val": Accuracy(value=0.81, se=0.0055, images=5000),
         "test": Accuracy(value=0.8, se=0.0057, images=5000) if test else None,
     }
+    of["change"] = Change(accuracy=-0.0123, se=0.0045) if test and label != "dense" else None
     return Network(label=label, nonzero_bytes=4 * packed_bytes, packed_bytes=packed_bytes, **of)
 
 
@@ -179,6 +181,7 @@ def test_page_with_a_confirmed_network_has_its_headline(page):
     assert "test 80.00 ± 0.57 %; dense 80.00 ± 0.57 %" in text
     assert "at least 79.50 % with 95 % confidence, over 2 fresh seeds; floor 79.00 %" in text
     assert "conv1.0.weight takes most of the file: 99.90 %" in text
+    assert text.count("-1.23 ± 0.45 points") == 1  # beside the dense network, which has none
     assert "79.89 to 82.06 %" in text  # Wilson's interval of 81 % on 5,000 images
     assert "Nothing is confirmed" not in text
 
@@ -189,6 +192,7 @@ def test_page_before_registering_says_that_test_is_not_read(page):
     assert "test is not read until the network is registered" in text
     assert "not read" in text
     assert "test 80" not in text
+    assert "points" not in text.partition("How sure")[0]
 
 
 @pytest.mark.parametrize(("tried", "why"), [(True, "once it had been finetuned again"), (False, "is no promise")])

@@ -35,7 +35,7 @@ from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
 from sweeps.stages.starting import PACKED_FILE
 from sweeps.stages.studies import FoundStudy, _winner, find_study
-from sweeps.stages.training import TrainRequest
+from sweeps.stages.training import RECIPE_OPTIONS, TrainRequest
 from sweeps.table import count, percent
 
 DRAWN = {
@@ -103,6 +103,7 @@ def test_report_of_a_registered_study_keeps_page_and_figures_in_its_run(searched
     assert "--model-name net10-w2-tiny" in page.repeat.commands[-2].command
     assert floor.network.test.value == registered.versions[0].measured.test_accuracy
     assert page.dense.test.value == registered.dense.test_accuracy
+    assert (floor.network.change, page.dense.change) == (registered.versions[0].change, None)
     assert {floor.network.val.images, floor.network.test.images, page.dense.val.images} == {24}
     assert page.file_bytes == pytest.approx(won.size_bytes)
     assert "models:/net10-w2-tiny/1" in page.steps[0].command
@@ -504,7 +505,7 @@ def test_repeat_names_the_training_by_its_recipe(store, name):
     found = repeat(FoundStudy("small", run, ()))
     words = shlex.split(found.commands[0].command)
     again = train_command.main.make_context("train", words[3:]).params
-    figures = {key: again[key] for key in train_command.FIGURES}
+    figures = {key: again[key] for key in RECIPE_OPTIONS}
     assert recipe(again["recipe"], **figures) == wanted
     assert {key: again[key] for key in described} == described
     assert (found.versions, found.commit) == ({"torch": "2.0"}, "abc")

@@ -15,7 +15,7 @@ import torch
 from studies import DATA, REQUEST
 
 from netprune.bounds import find_bounds
-from netprune.confidence import lower_bound
+from netprune.confidence import lower_bound, paired_change
 from netprune.confirmation import Candidate
 from netprune.errors import DivergedError, InputError
 from netprune.evaluation import Evaluation, evaluate
@@ -32,7 +32,7 @@ from sweeps.limits import Limits, Spent
 from sweeps.scores import Attempt, Score, Tried
 from sweeps.search_sparsity import closing
 from sweeps.sessions import Crew
-from sweeps.stages import confirming, contest, deciding, longer, searching, starting, trials
+from sweeps.stages import confirming, contest, deciding, longer, registering, searching, starting, trials
 from sweeps.stages.candidates import candidate_rows
 from sweeps.stages.confirming import CONFIRMED_FILE, asks_for_more
 from sweeps.stages.contest import FRESH
@@ -44,7 +44,7 @@ from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
 from sweeps.stages.standing import Standing
 from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE, Start
-from sweeps.stages.studies import find_study
+from sweeps.stages.studies import find_study, logged_change
 from sweeps.stages.trials import START
 from sweeps.storage import open_storage
 from sweeps.store import open_store
@@ -1136,6 +1136,25 @@ def test_register_measures_dense_and_pruned_network_on_val_and_on_test(searched,
         cells += [count(found.nonzero_bytes), count(len(file))]
         places = [row.index(cell) for cell in cells]
         assert places == sorted(places)
+
+
+def test_register_compares_dense_and_pruned_network_on_test_image_by_image(searched, monkeypatch):
+    searched()
+
+    def losses(model, split, _):
+        right = torch.ones(len(split), dtype=torch.bool)
+        right[slice(5) if measure_size(model).sparsity > 0.1 else slice(3, 6)] = False
+        return torch.ones(len(split)), right
+
+    monkeypatch.setattr(registering, "image_losses", losses)
+    outcome = run_register("small", "", DATA)
+    change = paired_change(1, 3, 24)  # images 5; and 0, 1 and 2
+    assert outcome.versions[0].change == change
+    assert logged_change(runs("register")[0].data.metrics) == change
+    dense, pruned = summary_table(outcome).splitlines()[-2:]
+    assert "-8.33 ± 8.16 points" in pruned
+    assert "points" not in dense
+    assert run_register("small", "", DATA).versions[0].change == change
 
 
 def test_register_logs_the_accuracy_of_the_file_that_is_loaded(searched, source):

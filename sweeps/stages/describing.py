@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sweeps import tracking
-from sweeps.stages.studies import DENSE, FoundStudy, Winner, file_uri, version_uri
-from sweeps.table import count, percent
+from sweeps.stages.studies import DENSE, FoundStudy, Winner, file_uri, logged_change, version_uri
+from sweeps.table import count, percent, points
 
 WHAT = {"packed_bytes": "file", "nonzero_bytes": "number of nonzero values"}
-HEADER = ("network", "val accuracy", "test accuracy", "bytes", "of dense")
+HEADER = ("network", "val accuracy", "test accuracy", "beside dense", "bytes", "of dense")
 
 
 def study_note(study: FoundStudy) -> str:
@@ -46,7 +46,12 @@ def version_note(study: FoundStudy, won: Winner, metrics: Mapping[str, float], l
         load: what `mlflow.pyfunc.load_model` takes for it: its own URI, then aliases that may move on.
     """
     rows = [
-        (name, *(percent(metrics[f"{prefix}{split}_accuracy"]) for split in ("val", "test")), *_size(metrics, prefix))
+        (
+            name,
+            *(percent(metrics[f"{prefix}{split}_accuracy"]) for split in ("val", "test")),
+            _beside(metrics, prefix),
+            *_size(metrics, prefix),
+        )
         for name, prefix in (("dense", DENSE), ("pruned", ""))
     ]
     data, images = study.run.params["search.dataset"], _images({**study.run.metrics, **metrics}, "train", "val", "test")
@@ -92,7 +97,15 @@ def _load(study: FoundStudy, run: tracking.FoundRun, registered: tracking.FoundR
 def _row(name: str, metrics: Mapping[str, float], prefix: str, tested: tracking.FoundRun | None) -> tuple[str, ...]:
     val = percent(metrics[f"{prefix}val_accuracy"], metrics[f"{prefix}val_accuracy_se"])
     test = percent(tested.metrics[f"{prefix}test_accuracy"]) if tested else "not read"
-    return (name, val, test, *_size(metrics, prefix))
+    return (name, val, test, _beside(tested.metrics, prefix) if tested else "", *_size(metrics, prefix))
+
+
+def _beside(metrics: Mapping[str, float], prefix: str) -> str:
+    """What the network has on test more than the dense one; nothing for the dense one itself."""
+    if prefix == DENSE:
+        return ""
+    change = logged_change(metrics)
+    return points(change.accuracy, change.se)
 
 
 def _size(metrics: Mapping[str, float], prefix: str) -> tuple[str, str]:

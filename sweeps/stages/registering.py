@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
+from netprune.confidence import Change, paired_change
 from netprune.data import Dataset
-from netprune.evaluation import evaluate
+from netprune.evaluation import evaluate, image_losses, summarise
 from netprune.packing import PackedModel, pack
 from netprune.size import measure_size
 from sweeps import artifacts, registry, tracking
@@ -15,8 +19,17 @@ from sweeps.inputs import log_data
 from sweeps.stages.data import DataRequest
 from sweeps.stages.describing import study_note, version_note
 from sweeps.stages.starting import PACKED_FILE
-from sweeps.stages.studies import DENSE, FoundStudy, Winner, find_study, open_study_data
-from sweeps.table import count, percent, table
+from sweeps.stages.studies import (
+    CHANGE,
+    CHANGE_SE,
+    DENSE,
+    FoundStudy,
+    Winner,
+    find_study,
+    logged_change,
+    open_study_data,
+)
+from sweeps.table import count, percent, points, table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +67,8 @@ class Version:
     already: bool
     """Whether this network was registered before."""
     measured: Measured
+    change: Change
+    """Of accuracy on test, from the dense network to this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +117,21 @@ class _Desk:
 
     def __init__(self, study: FoundStudy, name: str, request: DataRequest) -> None:
         self.study, self.name, self.request = study, name, request
-        self._dataset: Dataset | None = None
-        self._dense: Measured | None = None
+        self._known: Measured | None = None
 
     @property
     def dense(self) -> Measured:
         """Of the dense network."""
-        if self._dense is None:
-            self._dense = _measure(self.study.dense(), self.dataset)
-        return self._dense
+        return self._dense[0] if self._known is None else self._known
 
-    @property
+    @cached_property
+    def _dense(self) -> tuple[Measured, Tensor]:
+        return _measure(self.study.dense(), self.dataset)
+
+    @cached_property
     def dataset(self) -> Dataset:
         """The study's."""
-        if self._dataset is None:
-            self._dataset, _ = open_study_data(self.study, self.request)
-        return self._dataset
+        return open_study_data(self.study, self.request)[0]
 
     def aliases(self, won: Winner, *, first: bool) -> tuple[str, ...]:
         """`champion` for the highest floor's; `floor-90-50` as well where a study has several."""
@@ -131,16 +145,19 @@ class _Desk:
         if known is not None:
             number, run_id = known
             metrics = tracking.find_run(run_id).metrics
-            self._dense = Measured.of(metrics, DENSE)
+            self._known = Measured.of(metrics, DENSE)
             registry.give_aliases(self.name, number, aliases)
-            return Version(won.floor, number, aliases, True, Measured.of(metrics))
+            return Version(won.floor, number, aliases, True, Measured.of(metrics), logged_change(metrics))
         return self._register(won, aliases, key)
 
     def _register(self, won: Winner, aliases: tuple[str, ...], key: Mapping[str, str]) -> Version:
         pruned = self.study.pruned(won.run)
-        measured = _measure(pruned, self.dataset)
+        (measured, right), (dense, dense_right) = _measure(pruned, self.dataset), self._dense
+        gained, lost = (int((one & ~other).sum()) for one, other in ((right, dense_right), (dense_right, right)))
+        change = paired_change(gained, lost, len(right))
         images = {"val_images": float(len(self.dataset.val)), "test_images": float(len(self.dataset.test))}
-        metrics = self.dense.metrics(DENSE) | measured.metrics() | images | {"val_accuracy_lower": won.lower}
+        metrics = dense.metrics(DENSE) | measured.metrics() | images | {"val_accuracy_lower": won.lower}
+        metrics |= {CHANGE: change.accuracy, CHANGE_SE: change.se}
         data = self.study.data(self.request)
         config = {
             "study_name": self.study.name,
@@ -167,25 +184,30 @@ class _Desk:
                 description=version_note(self.study, won, metrics, load),
                 aliases=aliases,
             )
-        return Version(won.floor, number, aliases, False, measured)
+        return Version(won.floor, number, aliases, False, measured, change)
 
 
 def summary_table(outcome: RegisterOutcome) -> str:
-    """Dense beside pruned: accuracies with their standard errors, and bytes."""
+    """Dense beside pruned: accuracies with their standard errors, on test also image by image, and bytes."""
     several = len(outcome.versions) > 1
-    named = [(f"floor {percent(v.floor)}" if several else "pruned", v.measured) for v in outcome.versions]
+    named = [
+        (f"floor {percent(v.floor)}" if several else "pruned", points(v.change.accuracy, v.change.se), v.measured)
+        for v in outcome.versions
+    ]
     rows = [
         [
             label,
             percent(m.val_accuracy, m.val_accuracy_se),
             percent(m.test_accuracy, m.test_accuracy_se),
+            beside,
             count(m.nonzero_bytes),
             count(m.packed_bytes),
             f"{100 * m.packed_bytes / outcome.dense.packed_bytes:.2f} %",
         ]
-        for label, m in (("dense", outcome.dense), *named)
+        for label, beside, m in (("dense", "", outcome.dense), *named)
     ]
-    return table(["network", "val accuracy", "test accuracy", "nonzero bytes", "packed bytes", "of dense"], rows)
+    header = ["network", "val accuracy", "test accuracy", "beside dense", "nonzero bytes", "packed bytes", "of dense"]
+    return table(header, rows)
 
 
 def registered_lines(outcome: RegisterOutcome) -> str:
@@ -198,10 +220,12 @@ def registered_lines(outcome: RegisterOutcome) -> str:
     )
 
 
-def _measure(packed: PackedModel, dataset: Dataset) -> Measured:
+def _measure(packed: PackedModel, dataset: Dataset) -> tuple[Measured, Tensor]:
+    """And which test images it has right."""
     model = packed.model.to(dataset.test.labels.device)
-    val, test = evaluate(model, dataset.val, dataset), evaluate(model, dataset.test, dataset)
-    return Measured(
+    val, (losses, right) = evaluate(model, dataset.val, dataset), image_losses(model, dataset.test, dataset)
+    test = summarise(losses, right)
+    measured = Measured(
         val_accuracy=val.accuracy,
         val_accuracy_se=val.accuracy_se,
         test_accuracy=test.accuracy,
@@ -210,3 +234,4 @@ def _measure(packed: PackedModel, dataset: Dataset) -> Measured:
         packed_bytes=len(pack(model, packed.header)),
         nonzero_bytes=measure_size(model).nonzero_bytes,
     )
+    return measured, right

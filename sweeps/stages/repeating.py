@@ -15,10 +15,9 @@ from sweeps.stages.request import NO_DROP, SearchRequest
 from sweeps.stages.scanning import SCAN_OPTIONS
 from sweeps.stages.source import Source
 from sweeps.stages.studies import FoundStudy
+from sweeps.stages.training import RECIPE_OPTIONS
 
 VERSION, COMMIT = "version.", "mlflow.source.git.commit"
-FIGURES: tuple[str, ...] = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
-"""Of a recipe, those that the command has options for."""
 ELSEWHERE = ("max_drop", "accuracy_floor", "trials", "scan")
 """Fields of the request that no single param gives."""
 
@@ -104,14 +103,14 @@ def _training(study: FoundStudy) -> str:
     known = next((name for name in RECIPES if _is_of(name, params)), None)
     if known is None:
         return ""
-    names = (*DATA_OPTIONS, "model", "width", "weights", "adapt_head", "precision", *FIGURES)
+    names = (*DATA_OPTIONS, "model", "width", "weights", "adapt_head", "precision", *RECIPE_OPTIONS)
     given = {name: params[name] for name in names if params.get(name) not in (None, "", str(False))}
     return _command("train", {"recipe": known, **given})
 
 
 def _is_of(name: str, params: Mapping[str, str]) -> bool:
     """Whether a run's figures are this recipe's, those apart that the command has options for."""
-    own = {key: str(value) for key, value in asdict(recipe(name)).items() if key not in (*FIGURES, "format")}
+    own = {key: str(value) for key, value in asdict(recipe(name)).items() if key not in (*RECIPE_OPTIONS, "format")}
     return own.items() <= params.items()
 
 

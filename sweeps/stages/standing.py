@@ -12,7 +12,7 @@ from sweeps import artifacts, tracking
 from sweeps.findings import Accuracy, FloorResult, LayerRow, Network, Step
 from sweeps.stages.repeating import register_command, search_command
 from sweeps.stages.starting import PACKED_FILE
-from sweeps.stages.studies import DENSE, FoundStudy, Winner, version_uri
+from sweeps.stages.studies import DENSE, FoundStudy, Winner, logged_change, version_uri
 from sweeps.table import percent
 
 UNSURE = "the smallest trial that met the floor, which is not confirmed"
@@ -74,6 +74,7 @@ def dense_network(standing: Standing, dense: PackedModel) -> Network:
         label="dense",
         val=val_accuracy(standing.study, metrics, DENSE),
         test=_test(read.metrics, DENSE) if read else None,
+        change=None,
         nonzero_bytes=measure_size(dense.model).nonzero_bytes,
         packed_bytes=int(metrics["dense_packed_bytes"]),
     )
@@ -185,6 +186,7 @@ def _network(standing: Standing, run: tracking.FoundRun, label: str) -> Network:
         label=label,
         val=val_accuracy(standing.study, run.metrics),
         test=_test(read.metrics) if read else None,
+        change=logged_change(read.metrics) if read else None,
         nonzero_bytes=int(run.metrics["nonzero_bytes"]),
         packed_bytes=int(run.metrics["packed_bytes"]),
     )

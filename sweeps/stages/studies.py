@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from netprune.confidence import Change
 from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.factory import builder
@@ -25,6 +26,8 @@ from sweeps.table import count, percent, trial_name
 
 DENSE = "dense_"
 """What a run's metrics of the dense network begin with, beside those of another."""
+CHANGE, CHANGE_SE = "test_accuracy_change", "test_accuracy_change_se"
+"""Metrics: by how much a network is more accurate on test than the dense one, image by image."""
 EVERY = 100_000
 """More trials than any study has."""
 
@@ -254,3 +257,8 @@ def _winner(floor: float, kept: Mapping[str, Any]) -> Winner:
         accuracy=won.accuracy,
         lower=won.lower,
     )
+
+
+def logged_change(metrics: Mapping[str, float]) -> Change:
+    """From the metrics of the run that registered a network."""
+    return Change(accuracy=metrics[CHANGE], se=metrics[CHANGE_SE])

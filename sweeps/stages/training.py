@@ -31,6 +31,8 @@ from sweeps.stages.checkpoints import RESUMED_FROM, Interrupted, Keeper, check_n
 from sweeps.stages.data import NORMALISATION, DataRequest, open_data
 from sweeps.stages.source import SourceRequest, check_model, new_network, short_name
 
+RECIPE_OPTIONS = ("epochs", "batch_size", "max_lr", "weight_decay", "grad_clip", "seed")
+"""Figures of a recipe that the command has options for."""
 LONG_SECONDS = 30 * 60
 SHORTEN = "Shorter: width=16, fewer epochs, dataset=digits, or device=cuda where there is a GPU."
 REST_SECONDS = 1.0
