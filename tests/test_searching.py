@@ -44,7 +44,7 @@ from sweeps.stages.searching import run_search
 from sweeps.stages.source import SourceRequest
 from sweeps.stages.standing import Standing
 from sweeps.stages.starting import DENSE, FINETUNED_FILE, PACKED_FILE, Start
-from sweeps.stages.studies import find_study, logged_change
+from sweeps.stages.studies import CHANGE, find_study, logged_change
 from sweeps.stages.trials import START
 from sweeps.storage import open_storage
 from sweeps.store import open_store
@@ -1136,6 +1136,22 @@ def test_register_measures_dense_and_pruned_network_on_val_and_on_test(searched,
         cells += [count(found.nonzero_bytes), count(len(file))]
         places = [row.index(cell) for cell in cells]
         assert places == sorted(places)
+
+
+def test_register_of_a_network_that_was_registered_without_a_comparison_says_what_to_do(searched, monkeypatch):
+    searched()
+    registered = run_register("small", "", DATA)
+    find_run = tracking.find_run
+
+    def earlier(run_id):
+        run = find_run(run_id)
+        return replace(run, metrics={key: value for key, value in run.metrics.items() if key != CHANGE})
+
+    monkeypatch.setattr(tracking, "find_run", earlier)
+    with pytest.raises(InputError, match="delete its registered model and the run that registered it"):
+        run_register("small", "", DATA)
+    monkeypatch.undo()
+    assert run_register("small", "", DATA).versions[0].number == registered.versions[0].number
 
 
 def test_register_compares_dense_and_pruned_network_on_test_image_by_image(searched, monkeypatch):

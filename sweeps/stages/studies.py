@@ -260,5 +260,14 @@ def _winner(floor: float, kept: Mapping[str, Any]) -> Winner:
 
 
 def logged_change(metrics: Mapping[str, float]) -> Change:
-    """From the metrics of the run that registered a network."""
+    """From the metrics of the run that registered a network.
+
+    Raises:
+        InputError: if that was by a netprune that did not compare the two.
+    """
+    if CHANGE not in metrics:
+        raise InputError(
+            "a network of this study was registered without its comparison with the dense one on test, by an earlier "
+            "netprune: delete its registered model and the run that registered it, and run register again."
+        )
     return Change(accuracy=metrics[CHANGE], se=metrics[CHANGE_SE])
