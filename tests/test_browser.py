@@ -90,6 +90,18 @@ def test_page_of_a_study_opens_whole_and_fits_the_screen(studied, chromium, opti
         assert wrong == []
 
 
+def test_page_of_a_large_network_shows_its_whole_headline_in_a_small_window(chromium, tmp_path):
+    study = large_page()
+    large = {"nonzero_bytes": 26_816_552, "packed_bytes": 22_488_979}
+    path = tmp_path / "wide.html"
+    path.write_text(render(replace(study, dense=replace(study.dense, **large))))
+    with opened(chromium, viewport={"width": 1000, "height": 800}) as (page, wrong):
+        page.goto(path.as_uri())
+        headline = page.locator(".scroll", has_text="beside dense").first
+        assert headline.evaluate("one => one.scrollWidth <= one.clientWidth")
+        assert wrong == []
+
+
 def test_page_of_a_study_prints_what_is_folded(studied, chromium):
     with opened(chromium) as (page, wrong):
         page.goto(studied[2].as_uri())
