@@ -17,14 +17,12 @@ class Accuracy:
     """In [0, 1]."""
     se: float
     """Standard error that the images leave."""
-    images: int | None
-    """That it was measured on; None if the run does not say."""
+    images: int
+    """That it was measured on."""
 
     @property
     def interval(self) -> str:
-        """The two-sided 95 % confidence interval, in words; empty without the number of images."""
-        if not self.images:
-            return ""
+        """The two-sided 95 % confidence interval, in words."""
         low, high = interval(self.value, self.images)
         return f"{100 * low:.2f} to {100 * high:.2f} %"
 

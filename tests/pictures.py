@@ -25,7 +25,7 @@ def take(folder: Path) -> None:
     PICTURES.mkdir(exist_ok=True)
     open_store()
     study = find_study("")
-    registered = version_uri(next(iter(study.registered().values())))
+    registered = version_uri(study.registered()[study.winners()[0].run.run_id])
     assert registered is not None, "the study's network is not registered"
     name, number = registered.removeprefix("models:/").split("/")
     report = Path(mlflow.artifacts.download_artifacts(f"runs:/{study.run.run_id}/{PAGE}", dst_path=str(folder)))

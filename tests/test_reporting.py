@@ -467,9 +467,9 @@ def test_report_command_never_replaces_a_file(searched, store):
     ],
 )
 def test_study_data_is_where_it_was_unless_it_is_said_to_have_moved(asked, where):
-    run = tracking.FoundRun("r", "s", "FINISHED", {}, {"search.dataset": "digits", "search.data_dir": "/there"}, {})
-    found = FoundStudy("s", run, ()).data(asked)
-    assert (found.dataset, found.data_dir) == where
+    params = {"search.dataset": "digits", "search.data_dir": "/there", "search.image_size": "32"}
+    found = FoundStudy("s", tracking.FoundRun("r", "s", "FINISHED", {}, params, {}), ()).data(asked)
+    assert (found.dataset, found.data_dir, found.image_size) == (*where, 32)
 
 
 @pytest.mark.parametrize(("accuracy", "distance"), [(0.75, "5.00 points short"), (0.82, "2.00 points above")])

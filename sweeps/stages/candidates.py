@@ -21,8 +21,8 @@ def candidate_rows(standing: Standing) -> tuple[CandidateRow, ...]:
     """Every candidate with its accuracies, bound and verdict, the smallest first."""
     groups: dict[tuple[str, str, int, str], list[tracking.FoundRun]] = {}
     for run in standing.study.confirmations():
-        # nothing was repeated in studies from before it was tagged; sessions may have had other seeds
-        key = (run.tags[tracking.TRIAL], run.tags[EPOCHS], int(run.tags.get(TURN, "0")), run.tags.get(SEEDS, ""))
+        # sessions may have had other seeds
+        key = (run.tags[tracking.TRIAL], run.tags[EPOCHS], int(run.tags[TURN]), run.tags[SEEDS])
         groups.setdefault(key, []).append(run)
     rows = (_row(standing, key, runs) for key, runs in groups.items())
     return tuple(sorted(rows, key=lambda row: row.size_bytes))
@@ -34,18 +34,17 @@ def _row(standing: Standing, key: tuple[str, str, int, str], runs: Sequence[trac
     accuracies = tuple(run.metrics["val_accuracy"] for run in of_seeds)
     average = next((run.metrics["val_accuracy"] for run in runs if AVERAGE in run.tags), None)
     ships_average = average is not None and average >= sum(accuracies) / len(accuracies)
-    # studies from before it was logged do not say how many images they had
-    images = study.run.metrics.get("val_images")
     lower = None
-    if images and len(accuracies) > 1:
-        lower = lower_bound(accuracies, int(images), average=average if ships_average else None).lower
+    if len(accuracies) > 1:
+        images = int(study.run.metrics["val_images"])
+        lower = lower_bound(accuracies, images, average=average if ships_average else None).lower
     ships = max(of_seeds, key=lambda run: run.metrics["val_accuracy"])
     if ships_average:
         ships = next(run for run in runs if AVERAGE in run.tags)
     return CandidateRow(
         name=f"{trial_name(int(trial))}{AGAIN if turn else ''}",
         size_bytes=int(ships.metrics[study.objective]),
-        start=of_seeds[0].tags.get(START, trial_name(int(trial))),  # before it was tagged it was the trial's own
+        start=of_seeds[0].tags[START],
         epochs=epochs,
         seeds=tuple(int(run.tags[SEED]) for run in of_seeds),
         accuracies=accuracies,

@@ -23,8 +23,6 @@ LAST, BEST = "last.pt", "best.pt"
 CHECKPOINTS = "checkpoints"
 NEWEST = "newest"
 INTERRUPTED, RESUMED_FROM = ("KILLED", "FAILED"), "resumed_from"
-UNSAID = {"processes": 1, "image_size": 32, "mean": "", "std": ""}
-"""What runs do not say that are older than these options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +109,7 @@ def interrupted_training(run: str, config: dict[str, Any]) -> Interrupted:
     with tempfile.TemporaryDirectory() as scratch:
         path = artifacts.fetch_artifact(run, f"{CHECKPOINTS}/{LAST}", Path(scratch))
         content = torch.load(path, map_location="cpu", weights_only=True)
-    begun = UNSAID | content["config"]
+    begun = content["config"]
     differing = [name for name, value in config.items() if begun.get(name) != value and name != "data_dir"]
     if differing:
         then, now = ({n: c.get(n) for n in differing} for c in (begun, config))
@@ -150,8 +148,7 @@ def _newest(config: dict[str, Any]) -> str:
     if not found:
         raise InputError("there is no interrupted training with a checkpoint in the store: start one without resume.")
     wanted = {f"train.{name}": str(value) for name, value in config.items() if name != "data_dir"}
-    unsaid = {f"train.{name}": str(value) for name, value in UNSAID.items()}
-    same = [run for run in found if wanted.items() <= (unsaid | dict(run.params)).items()]
+    same = [run for run in found if wanted.items() <= run.params.items()]
     return (same or found)[0].run_id
 
 

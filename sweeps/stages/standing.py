@@ -194,16 +194,15 @@ def _network(standing: Standing, run: tracking.FoundRun, label: str) -> Network:
 
 def val_accuracy(study: FoundStudy, metrics: Mapping[str, float], prefix: str = "") -> Accuracy:
     """An accuracy on the study's validation images, from a run's metrics."""
-    # studies from before it was logged do not say how many images they had
-    return _accuracy(metrics, f"{prefix}val_accuracy", study.run.metrics.get("val_images"))
+    return _accuracy(metrics, f"{prefix}val_accuracy", study.run.metrics["val_images"])
 
 
 def _test(metrics: Mapping[str, float], prefix: str = "") -> Accuracy:
-    return _accuracy(metrics, f"{prefix}test_accuracy", metrics.get("test_images"))
+    return _accuracy(metrics, f"{prefix}test_accuracy", metrics["test_images"])
 
 
-def _accuracy(metrics: Mapping[str, float], name: str, images: float | None) -> Accuracy:
-    return Accuracy(value=metrics[name], se=metrics[f"{name}_se"], images=None if images is None else int(images))
+def _accuracy(metrics: Mapping[str, float], name: str, images: float) -> Accuracy:
+    return Accuracy(value=metrics[name], se=metrics[f"{name}_se"], images=int(images))
 
 
 def _sentence(text: str) -> str:

@@ -12,7 +12,6 @@ from netprune.confidence import Change
 from netprune.data import Dataset
 from netprune.errors import InputError
 from netprune.factory import builder
-from netprune.image_folder import IMAGE_SIZE
 from netprune.packing import PackedModel, unpack
 from sweeps import artifacts, registry, tracking
 from sweeps.inputs import check_data
@@ -173,8 +172,7 @@ class FoundStudy:
     @property
     def image_size(self) -> int:
         """Side of its images, in pixels."""
-        # studies from before it could be chosen do not say it
-        return int(self.run.params.get("search.image_size", IMAGE_SIZE))
+        return int(self.run.params["search.image_size"])
 
     def data(self, request: DataRequest) -> DataRequest:
         """`request`, with what is `auto` in it, and the size of the images, replaced by the study's own."""
